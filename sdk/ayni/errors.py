@@ -33,7 +33,7 @@ class IntegrityError(AyniError):
 
 
 class RefusedError(AyniError):
-    """The coordinator answered, and said no. `code` is one of `ayni.wire.messages.RefusalCode`."""
+    """The coordinator answered, and said no. `code` is for programs."""
 
     exit_code = 4
 
@@ -43,6 +43,16 @@ class RefusedError(AyniError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class NotAdmittedError(RefusedError):
+    """The coordinator does not let this key in: unknown, used, expired, left or revoked. It does not say which."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("not-admitted", message)
+
+    def __reduce__(self) -> tuple[type[NotAdmittedError], tuple[str]]:
+        return type(self), (self.message,)
 
 
 class LineError(AyniError):
