@@ -1,0 +1,341 @@
+"""The image reader: real files in every format, written here and read back."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+
+from ayni.data.images import MAX_PIXELS, prepare, read_image, to_eight_bits
+from ayni.errors import DataError
+from ayni.task import ImageSettings
+
+RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)  # three rows of four: height and width cannot be mixed up
+COLOUR = np.stack([RAMP, RAMP + 20, RAMP + 40], axis=2)
+
+
+def dicom(pixels: np.ndarray[Any, Any], **tags: Any) -> FileDataset:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3")
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = pixels.tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def save_dicom(path: Path, dataset: FileDataset) -> Path:
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("pixels", [RAMP, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".dcm"])
+def test_eight_bit_pixels_come_back_exactly(tmp_path: Path, suffix: str, pixels: np.ndarray[Any, Any]) -> None:
+    path = tmp_path / f"image{suffix}"
+    if suffix == ".png":
+        Image.fromarray(pixels).save(path)
+    elif suffix == ".npy":
+        np.save(path, pixels)
+    else:
+        save_dicom(path, dicom(pixels))
+    expected = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    assert read_image(path).tolist() == expected.tolist()
+
+
+def test_a_jpeg_is_read_and_turned_as_its_exif_says(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    upright = np.zeros((16, 32), np.uint8)
+    upright[:, 16:] = 255  # dark left, bright right
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it turned by 90 degrees clockwise
+    Image.fromarray(upright).save(path, exif=exif, quality=95)
+    pixels = read_image(path)
+    assert pixels.shape == (32, 16, 1)
+    assert pixels[4].mean() < 20
+    assert pixels[28].mean() > 235
+
+
+def test_what_a_file_is_its_bytes_say_and_not_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "really-a-png.jpg"
+    Image.fromarray(RAMP).save(path, format="PNG")
+    assert read_image(path)[:, :, 0].tolist() == RAMP.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_sixteen_bits_are_scaled_from_minimum_and_maximum(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[1000, 1500], [1750, 2000]], np.uint16)
+    path = tmp_path / f"deep{suffix}"
+    if suffix == ".png":
+        Image.fromarray(deep).save(path)
+    else:
+        np.save(path, deep)
+    assert read_image(path)[:, :, 0].tolist() == [[0, 128], [191, 255]]  # 127.5 and 191.25, rounded
+
+
+def test_floats_are_scaled_whatever_their_range() -> None:
+    assert to_eight_bits(np.array([[-1.7e308, 0.0, 1.7e308]])).tolist() == [[0, 128, 255]]
+    assert to_eight_bits(np.array([[5e-324, 0.0]])).tolist() == [[0, 0]]  # a range too small to divide by
+    assert to_eight_bits(np.full((1, 2), 7.0)).tolist() == [[0, 0]]
+    assert to_eight_bits(np.array([[False, True]])).tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_slice_is_shown_with_the_right_of_the_patient_at_the_left_and_the_front_at_the_top(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"slice{suffix}"
+    to_right_and_front = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)  # [right, front]
+    nibabel.save(nibabel.Nifti1Image(to_right_and_front[:, :, None], np.eye(4)), path)
+    assert read_image(path)[:, :, 0].tolist() == [[60, 30], [50, 20], [40, 10]]
+
+
+def test_a_nifti_image_that_does_not_say_how_it_lies_is_not_turned(tmp_path: Path) -> None:
+    path = tmp_path / "plain.nii"
+    nibabel.save(nibabel.Nifti1Image(RAMP.T, None), path)  # [columns, rows]
+    assert read_image(path)[:, :, 0].tolist() == RAMP.tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 9), (8, 1, 9), (8, 9, 1), (8, 9, 1, 1), (8, 9)])
+def test_a_single_nifti_slice_may_lie_along_any_axis(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "slice.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)), path)
+    assert read_image(path).shape == (9, 8, 1)
+
+
+def test_a_volume_is_refused_and_named_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "volume.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 9, 10), np.int16), np.eye(4)), path)
+    with pytest.raises(DataError, match=r"volume\.nii\.gz.*volume of shape \[8, 9, 10\].*one slice per file"):
+        read_image(path)
+
+
+def test_a_dicom_window_sets_black_and_white(tmp_path: Path) -> None:
+    deep = np.array([[0, 1000, 1400, 2000, 4000]], np.uint16)
+    dataset = dicom(deep, WindowCenter="1500", WindowWidth="1000", VOILUTFunction="LINEAR_EXACT")
+    pixels = read_image(save_dicom(tmp_path / "x.dcm", dataset))
+    assert pixels[0, :, 0].tolist() == [0, 0, 102, 255, 255]  # (1400 - 1000) / 1000 * 255
+
+
+def test_a_voi_lookup_table_is_applied(tmp_path: Path) -> None:
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [4, 0, 8]  # four entries from value 0 on, eight bits each
+    item.LUTData = [0, 50, 100, 255]
+    item["LUTDescriptor"].VR = "US"
+    item["LUTData"].VR = "US"
+    dataset = dicom(np.array([[0, 1, 2, 9]], np.uint16), VOILUTSequence=[item])
+    pixels = read_image(save_dicom(tmp_path / "x.dcm", dataset))
+    assert pixels[0, :, 0].tolist() == [0, 50, 100, 255]
+
+
+def test_monochrome1_is_inverted(tmp_path: Path) -> None:
+    dataset = dicom(RAMP, PhotometricInterpretation="MONOCHROME1")
+    assert read_image(save_dicom(tmp_path / "x.dcm", dataset))[:, :, 0].tolist() == (255 - RAMP).tolist()
+
+
+def test_a_compressed_dicom_image_is_read(tmp_path: Path) -> None:
+    dataset = dicom(np.tile(RAMP, (4, 4)))
+    dataset.compress(RLELossless)
+    pixels = read_image(save_dicom(tmp_path / "x.dcm", dataset))
+    assert pixels[:, :, 0].tolist() == np.tile(RAMP, (4, 4)).tolist()
+
+
+def test_text_burned_into_a_dicom_image_is_refused_unless_allowed(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "x.dcm", dicom(RAMP, BurnedInAnnotation="YES"))
+    with pytest.raises(DataError, match=r"x\.dcm.*burned into"):
+        read_image(path)
+    assert read_image(path, allow_burned_in=True).shape == (3, 4, 1)
+
+
+def test_files_that_are_no_single_image_are_refused_with_the_next_step(tmp_path: Path) -> None:
+    frames = dicom(RAMP, NumberOfFrames=2)
+    frames.PixelData = RAMP.tobytes() * 2
+    save_dicom(tmp_path / "frames.dcm", frames)
+    empty = dicom(RAMP)
+    del empty.PixelData
+    save_dicom(tmp_path / "report.dcm", empty)
+    deflated = dicom(RAMP)
+    deflated.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    save_dicom(tmp_path / "deflated.dcm", deflated)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "letter.png").write_text("Dear colleague, ...")
+    np.save(tmp_path / "volume.npy", np.zeros((5, 6, 7), np.uint8))
+    np.save(tmp_path / "holes.npy", np.array([[1.0, np.nan]]))
+    np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
+    np.save(tmp_path / "pickle.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    Image.fromarray(RAMP).save(tmp_path / "moving.png", save_all=True, append_images=[Image.fromarray(RAMP + 1)])
+    clear = Image.fromarray(COLOUR).convert("RGBA")
+    clear.putalpha(100)
+    clear.save(tmp_path / "clear.png")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    reasons = {
+        "frames.dcm": "2 frames",
+        "report.dcm": "no picture",
+        "deflated.dcm": "uncompressed",
+        "empty.png": "is empty",
+        "letter.png": "no image of a known kind",
+        "volume.npy": r"\[5, 6, 7\]",
+        "holes.npy": "not finite",
+        "words.npy": "not numbers",
+        "pickle.npy": "not numbers",
+        "moving.png": "animation",
+        "clear.png": "transparent",
+        "folder": "is a folder",
+        "pipe.png": "not a plain file",
+        "missing.png": "there is no file",
+        "nul\0.png": "there is no file|cannot be read",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(DataError, match=reason) as raised:
+            read_image(tmp_path / name)
+        assert name in str(raised.value)
+
+
+def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 2**40)})
+    (tmp_path / "lie.npy").write_bytes(header.getvalue() + b"12")
+    nifti = nibabel.Nifti1Header()
+    nifti.set_data_dtype(np.float64)
+    nifti.set_data_shape((30000, 30000, 1))
+    nifti["vox_offset"] = 352
+    (tmp_path / "lie.nii").write_bytes(nifti.binaryblock[:344] + b"n+1\0" + b"\0" * 100)
+    lie = dicom(RAMP)
+    lie.Rows = lie.Columns = 60000
+    save_dicom(tmp_path / "lie.dcm", lie)
+    Image.new("1", (9000, MAX_PIXELS // 9000 + 1)).save(tmp_path / "bomb.png")
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(b"\0" * (2**28 + 1), 1))
+    for name, reason in {
+        "lie.npy": "promises another length",
+        "lie.nii": "900000000 pixels",
+        "lie.dcm": "3600000000 pixels",
+        "bomb.png": "pixels",
+        "bomb.nii.gz": "unpacks to more",
+    }.items():
+        with pytest.raises(DataError, match=reason):
+            read_image(tmp_path / name)
+
+
+def _seeds() -> list[bytes]:
+    """One real file of each format."""
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        Image.fromarray(RAMP).save(at / "a.png")
+        Image.fromarray(COLOUR).save(at / "b.jpg")
+        np.save(at / "c.npy", RAMP.astype(np.float32))
+        nibabel.save(nibabel.Nifti1Image(RAMP[:, :, None], np.eye(4)), at / "d.nii")
+        nibabel.save(nibabel.Nifti2Image(RAMP[:, :, None], np.eye(4)), at / "e.nii.gz")
+        save_dicom(at / "f.dcm", dicom(RAMP, WindowCenter="5", WindowWidth="3"))
+        compressed = dicom(np.tile(RAMP, (4, 4)))
+        compressed.compress(RLELossless)
+        save_dicom(at / "g.dcm", compressed)
+        return [path.read_bytes() for path in sorted(at.iterdir())]
+
+
+SEEDS = _seeds()
+MAGICS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY\x01\x00", b"\0" * 128 + b"DICM", b"\x1f\x8b\x08"]
+
+
+def _only_a_data_error(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(data)
+        try:
+            pixels = read_image(path)
+        except DataError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert pixels.dtype == np.uint8
+            assert pixels.ndim == 3
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(MAGICS), st.binary(max_size=600))
+def test_no_bytes_raise_anything_but_a_data_error(magic: bytes, data: bytes) -> None:
+    _only_a_data_error(magic + data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6), st.floats(0, 1))
+def test_no_damage_to_a_real_file_raises_anything_but_a_data_error(
+    data: bytes, changes: list[tuple[float, int]], kept: float
+) -> None:
+    damaged = bytearray(data)
+    for where, value in changes:
+        damaged[int(where * (len(damaged) - 1))] = value
+    _only_a_data_error(bytes(damaged[: max(1, int((0.5 + kept) * len(damaged)))]))
+
+
+# --- as the network sees it
+
+
+GREY_8 = ImageSettings(height=8, width=8)
+
+
+def test_an_image_of_the_right_size_passes_unchanged() -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    for resize in (False, True):
+        assert prepare(pixels, GREY_8, resize=resize).tolist() == pixels.tolist()
+
+
+def test_another_size_is_an_error_unless_resizing_is_asked_for() -> None:
+    with pytest.raises(DataError, match=r"x\.png is 32 x 16 pixels and the model takes 8 x 8.*--resize"):
+        prepare(np.zeros((16, 32, 1), np.uint8), GREY_8, resize=False, name="x.png")
+
+
+def test_a_larger_image_keeps_its_proportions_and_is_centred_on_black() -> None:
+    wide = prepare(np.full((16, 32, 1), 90, np.uint8), GREY_8, resize=True)
+    assert wide[:, 0, 0].tolist() == [0, 0, 90, 90, 90, 90, 0, 0]  # 32 x 16 becomes 8 x 4
+    narrow = prepare(np.full((8, 4, 1), 90, np.uint8), GREY_8, resize=True)
+    assert narrow[0, :, 0].tolist() == [0, 0, 90, 90, 90, 90, 0, 0]  # as high as it must be: only centred
+
+
+def test_scaling_down_averages_and_does_not_skip_pixels() -> None:
+    stripes = np.zeros((64, 64, 1), np.uint8)
+    stripes[:, ::2] = 200
+    small = prepare(stripes, GREY_8, resize=True)
+    assert 95 <= small.min() <= small.max() <= 105  # every second column is lit: half of 200
+
+
+def test_nothing_is_scaled_up() -> None:
+    with pytest.raises(DataError, match="invent detail"):
+        prepare(np.zeros((7, 7, 1), np.uint8), GREY_8, resize=True)
+
+
+def test_a_colour_image_is_for_a_grey_model_only_if_it_holds_no_colour() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    assert prepare(np.repeat(grey, 3, axis=2), GREY_8, resize=False).tolist() == grey.tolist()
+    colour = np.repeat(grey, 3, axis=2)
+    colour[0, 0, 1] = 200
+    with pytest.raises(DataError, match="Convert it to grey first"):
+        prepare(colour, GREY_8, resize=False)
+
+
+def test_a_grey_image_is_repeated_for_a_colour_model() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    seen = prepare(grey, ImageSettings(height=8, width=8, channels=3), resize=False)
+    assert seen.tolist() == np.repeat(grey, 3, axis=2).tolist()
