@@ -1,0 +1,61 @@
+"""Any torch `Dataset` of (image, label), written once to a .npz file that the training process reads."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ayni.artefacts.files import write_atomic
+from ayni.data.images import prepare
+from ayni.errors import DataError
+from ayni.task import ImageSettings
+
+
+def store_dataset(dataset: Any, path: Path, image: ImageSettings) -> int:
+    """Write all of `dataset` (anything with `len` and whole-number indices) to `path`; returns the number of images.
+
+    An item is (image, label). An image is a tensor or array [H, W], [C, H, W] or [H, W, C] with C = 1 or 3, of 8-bit
+    values or of floats from 0 to 1 as torchvision's `ToTensor` makes them; or a Pillow image. Raises DataError.
+    """
+    pixels, labels = [], []
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"item {index} of the dataset is no pair of image and label.")
+        pixels_HWC = _pixels(item[0], index)
+        pixels.append(prepare(pixels_HWC, image, resize=image.resize, name=f"item {index}"))
+        labels.append(_label(item[1], index))
+    if not pixels:
+        raise DataError("the dataset is empty.")
+    file = io.BytesIO()
+    np.savez_compressed(file, images=np.stack(pixels), labels=np.array(labels, np.int64))
+    write_atomic(path, file.getvalue())
+    return len(pixels)
+
+
+def _pixels(value: Any, index: int) -> npt.NDArray[np.uint8]:
+    array = np.asarray(value)
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim != 3 or array.shape[2] not in (1, 3):
+        raise DataError(
+            f"item {index}: an image of shape {list(array.shape)}; needed is [H, W], [C, H, W] or [H, W, C]."
+        )
+    if array.dtype == np.uint8:
+        return np.asarray(array, np.uint8)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1:
+        return np.asarray(np.rint(array * 255), np.uint8)
+    raise DataError(f"item {index}: pixels must be 8-bit, or floats from 0 to 1; do not normalise, training does it.")
+
+
+def _label(value: Any, index: int) -> int:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "uib" or int(array.reshape(-1)[0]) < 0:
+        raise DataError(f"item {index}: the label {value!r} is no class number (0, 1, ...).")
+    return int(array.reshape(-1)[0])
