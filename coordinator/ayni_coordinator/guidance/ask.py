@@ -1,0 +1,116 @@
+"""Asks the foundation model about each public image once, ever, and makes the distillation targets of the answers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ayni.errors import UserError
+from ayni.task import GuidanceSettings, Task
+from ayni.tensors.image_set import ImageSet
+from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
+from ayni_coordinator.guidance.answers import AnswerStore
+from ayni_coordinator.guidance.patience import with_patience
+from ayni_coordinator.guidance.source import Logits, Pixels, Source, TryLaterError, open_source
+
+ANSWERS_FILE = "answers.sqlite"
+MAX_BATCH_BYTES = 8 << 20
+
+OnProgress = Callable[[int, int], None]  # images answered, images in all (each distinct image once)
+
+
+def guide(task: Task, images: ImageSet, image_set_sha256: str, home: Path, on_progress: OnProgress) -> bytes:
+    """Encoded targets of the task's public set: asks what `home`/answers.sqlite does not know yet.
+
+    Killed and started again, it goes on where it stopped. Raises UserError (settings, the cap on calls, a model
+    that does not fit), LineError (an endpoint that is down) and PeerProtocolError (one that broke the contract).
+    """
+    source = open_source(task.guidance, home)
+    with AnswerStore(home / ANSWERS_FILE) as answers:
+        return encode_targets(ask_once(images, image_set_sha256, source, task.guidance, answers, on_progress))
+
+
+def ask_once(
+    images: ImageSet,
+    image_set_sha256: str,
+    source: Source,
+    settings: GuidanceSettings,
+    answers: AnswerStore,
+    on_progress: OnProgress,
+    *,
+    pause: Callable[[float], None] = time.sleep,
+) -> Targets:
+    """Targets for every image of the set, in its order; the `max_classes` classes that the model uses most.
+
+    Equal images are asked once. `settings.max_calls` caps the images ever asked from this home: a set that would
+    exceed it is refused before the first question.
+    """
+    model = answers.model_id(source)
+    digests = [image_digest(pixels_HWC) for pixels_HWC in images.pixels_NHWC]
+    known = answers.images(model)
+    place = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+    missing = [digest for digest in dict.fromkeys(digests) if digest not in known]
+    _check_cap(len(missing), answers.num_asked(), settings.max_calls)
+    on_progress(len(place) - len(missing), len(place))
+    batch_size = max(1, min(source.batch_size, MAX_BATCH_BYTES // images.pixels_NHWC[0].nbytes))
+    for start in range(0, len(missing), batch_size):
+        batch = missing[start : start + batch_size]
+        pixels_BHWC = images.pixels_NHWC[[place[digest] for digest in batch]]
+        logits_BC = with_patience(lambda: _ask(source, pixels_BHWC, model, answers, settings.max_calls), pause=pause)  # noqa: B023
+        answers.store(model, batch, logits_BC)
+        on_progress(len(place) - len(missing) + start + len(batch), len(place))
+    logits_NC = answers.read(model, digests)
+    kept = most_used_classes(logits_NC, settings.max_classes)
+    info = TargetsInfo(
+        source="foundation",
+        image_set=image_set_sha256,
+        model_name=source.name,
+        model_version=source.version,
+        licence=source.licence,
+        classes=tuple(source.classes[number] for number in kept),
+        bits=settings.bits,
+    )
+    return Targets(info, logits_NC[:, kept])
+
+
+def image_digest(pixels_HWC: Pixels) -> bytes:
+    """SHA-256 over the shape and the pixels: what an image is called in the store."""
+    header = "x".join(str(size) for size in pixels_HWC.shape) + ";"
+    return hashlib.sha256(header.encode() + pixels_HWC.tobytes()).digest()
+
+
+def most_used_classes(logits_NC: Logits, max_classes: int) -> npt.NDArray[np.int64]:
+    """The classes of the highest mean probability over the images, in the model's order; ties: the lower number.
+
+    >>> most_used_classes(np.array([[0.0, 9.0, 1.0], [9.0, 0.0, 1.0]], np.float32), 2).tolist()
+    [0, 1]
+    """
+    shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True)
+    odds_NC = np.exp(shifted_NC)
+    mean_C = (odds_NC / odds_NC.sum(axis=1, keepdims=True)).mean(axis=0)
+    return np.sort(np.argsort(-mean_C, kind="stable")[:max_classes]).astype(np.int64)
+
+
+def _ask(source: Source, pixels_BHWC: Pixels, model: int, answers: AnswerStore, max_calls: int) -> Logits:
+    """One question: counted before it goes out, taken back only if the source refused it at the door."""
+    _check_cap(len(pixels_BHWC), answers.num_asked(), max_calls)  # retries count too
+    question = answers.begin_question(model, len(pixels_BHWC))
+    try:
+        return source.answer(pixels_BHWC)
+    except TryLaterError as error:
+        if not error.answered_perhaps:
+            answers.withdraw_question(question)
+        raise
+
+
+def _check_cap(num_images: int, num_asked: int, max_calls: int) -> None:
+    if num_asked + num_images > max_calls:
+        raise UserError(
+            f"{num_images} images are to be asked and {num_asked} have been; guidance.max_calls allows {max_calls}. "
+            "Raise it in the task, or take a smaller public set."
+        )
