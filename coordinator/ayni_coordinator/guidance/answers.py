@@ -34,10 +34,10 @@ CREATE TABLE IF NOT EXISTS asked (
 class AnswerStore(AbstractContextManager["AnswerStore"]):
     """Answers are float32 logits under (SHA-256 of the image, model, version). Use it as a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 2.0) -> None:
         """Raises UserError if another process holds the file, IntegrityError if it is damaged."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=2.0, isolation_level=None)
+        self._db = sqlite3.connect(path, timeout=wait_s, isolation_level=None)
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")

@@ -17,7 +17,7 @@ import zmq.utils.monitor
 from ayni.errors import AyniError, LineError, NotAdmittedError, UserError
 from ayni.keys import CurveKeys
 from ayni.wire.connection import Admit, Connection, Dial, Frames, Handler
-from ayni.wire.messages import MAX_FRAMES, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES
+from ayni.wire.messages import MAX_FRAMES, MAX_PAYLOAD_BYTES
 
 FRAME_OVERHEAD_BYTES = 42  # of CURVE and ZMTP on each frame
 HANDSHAKE_BYTES_UP, HANDSHAKE_BYTES_DOWN = 567, 301
@@ -214,7 +214,7 @@ class CurveConnection:
                 return
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 raise NotAdmittedError(
-                    f"the coordinator at {self._endpoint} does not let this key in: the invitation has been used or has "
+                    f"the coordinator at {self._endpoint} does not let this key in: the invitation was used or has "
                     "expired, or the site has left or was revoked. Ask the coordinator for a new invitation."
                 )
             failures += event != zmq.EVENT_DISCONNECTED
@@ -224,8 +224,8 @@ class CurveConnection:
                     "key). Check the address with the coordinator, and ask for a new invitation if it was set up anew."
                 )
         raise LineError(
-            f"no coordinator answers at {self._endpoint} within {DIAL_TIMEOUT_S:.0f} seconds. Check that this machine is "
-            "online and that outgoing connections to that port are allowed."
+            f"no coordinator answers at {self._endpoint} within {DIAL_TIMEOUT_S:.0f} seconds. Check that this machine "
+            "is online and that outgoing connections to that port are allowed."
         )
 
     def send(self, frames: Frames) -> None:

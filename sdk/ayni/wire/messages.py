@@ -154,7 +154,9 @@ class Left(_Message, frozen=True, kw_only=True):
     pass
 
 
-RefusalCode = Literal["bad-request", "used-invitation", "not-allowed", "unknown-artefact", "bad-artefact", "too-large", "busy"]
+RefusalCode = Literal[
+    "bad-request", "used-invitation", "not-allowed", "unknown-artefact", "bad-artefact", "too-large", "busy"
+]
 
 
 class Refusal(_Message, frozen=True, kw_only=True):

@@ -1,0 +1,145 @@
+"""From the answers of one round to the next model: a pure function of an ordered list of artefact hashes.
+
+One update is in memory at a time, so memory does not grow with the number of sites; the same list gives the same
+bits, so a coordinator that died in the middle simply computes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from ayni.errors import IntegrityError
+from ayni.task import Task
+from ayni.tensors import safe
+from ayni.tensors.safe import Floats
+from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
+from ayni.tensors.update import Shapes, decode_change, decode_update, encode_change, encode_whole
+
+Read = Callable[[str], bytes]  # SHA-256 -> verified bytes
+
+
+class SiteInput(msgspec.Struct, frozen=True, kw_only=True):
+    """One site's answer: hashes in hex, or empty."""
+
+    site: str
+    update: str
+    soft_labels: str
+    num_examples: int
+
+
+class RoundInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the result depends on. `sites` are in the order of their names."""
+
+    round_number: int
+    global_sha256: str
+    residual_sha256: str
+    image_set: str
+    sites: tuple[SiteInput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """`published` is what the sites get (`name` "whole" or "change"); `digest` is that of the model they then have."""
+
+    whole: bytes
+    residual: bytes
+    published: bytes
+    name: str
+    digest: str
+    consensus: bytes | None
+
+
+def aggregate(inputs: RoundInputs, task: Task, read: Read) -> RoundResult:
+    """Mean of the clinics' models and the hospitals' proxies (FedHelp, section "Coordinator"), and the consensus.
+
+    Raises IntegrityError if an artefact is missing or does not fit the task's network.
+    """
+    model = _floats(read(inputs.global_sha256))
+    residual = _floats(read(inputs.residual_sha256)) if inputs.residual_sha256 else None
+    mean = _mean_update(inputs, task, read, model)
+    consensus = _consensus(inputs, task, read)
+    if mean is None:
+        nothing = {name: np.zeros_like(tensor) for name, tensor in model.items()} if residual is None else residual
+        data = read(inputs.global_sha256)
+        return RoundResult(data, safe.encode(nothing), b"", "", safe.digest(model), consensus)
+    if task.traffic.form != "sparse":
+        published = encode_whole(mean, task.traffic.form)
+        # In fp32 what is published is the model itself; in fp16 the sites hold the rounded one, so we do too.
+        after = mean if task.traffic.form == "fp32" else _floats(published)
+        whole = published if task.traffic.form == "fp32" else encode_whole(after, "fp32")
+        return RoundResult(whole, b"", published, "whole", safe.digest(after), consensus)
+    change = {name: mean[name] - model[name] + (residual[name] if residual else 0) for name in model}
+    published, seen = encode_change(change, density=task.traffic.density_down)
+    after = {name: model[name] + seen[name] for name in model}
+    left_out = {name: change[name] - seen[name] for name in model}
+    return RoundResult(
+        encode_whole(after, "fp32"), safe.encode(left_out), published, "change", safe.digest(after), consensus
+    )
+
+
+def _floats(data: bytes) -> dict[str, Floats]:
+    return {name: np.asarray(tensor, np.float32) for name, tensor in safe.decode(data).items()}
+
+
+def _mean_update(inputs: RoundInputs, task: Task, read: Read, model: dict[str, Floats]) -> dict[str, Floats] | None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    sums = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
+    total = 0
+    for answer in inputs.sites:
+        if not answer.update:
+            continue
+        weight = answer.num_examples if task.fedhelp.average == "samples" else 1
+        update = decode_update(read(answer.update), shapes, model)
+        for name, tensor in update.items():
+            sums[name] += tensor if weight == 1 else np.multiply(tensor, weight, dtype=np.float64)
+        total += weight
+        del update
+    if not total:
+        return None
+    return {name: (values / total).astype(np.float32) for name, values in sums.items()}
+
+
+def _consensus(inputs: RoundInputs, task: Task, read: Read) -> bytes | None:
+    """Mean of the hospitals' probabilities on the public set, as logits. None for fewer than the minimum cohort."""
+    answers = [decode_targets(read(answer.soft_labels)) for answer in inputs.sites if answer.soft_labels]
+    if len(answers) < task.round.min_cohort:
+        return None
+    probabilities_NC = np.mean([_softmax(answer.logits_NC) for answer in answers], axis=0)
+    info = TargetsInfo(
+        source="consensus",
+        image_set=inputs.image_set,
+        model_name=f"consensus of {len(answers)} hospitals",
+        model_version=f"round {inputs.round_number}",
+        licence="",
+        classes=task.classes,
+        bits=8,
+    )
+    logits_NC = np.log(np.clip(probabilities_NC, 6e-6, 1)).astype(np.float32)
+    return encode_targets(Targets(info, logits_NC))
+
+
+def _softmax(logits_NC: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    shifted_NC = np.exp(logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True))
+    result: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = shifted_NC / shifted_NC.sum(axis=1, keepdims=True)
+    return result
+
+
+def check_update(data: bytes, shapes: Shapes) -> None:
+    """What is averaged later is checked at the door: names, shapes, types, finiteness. Raises IntegrityError."""
+    if safe.read_metadata(data).get("form") == "sparse":
+        decode_change(data, shapes)
+    else:
+        decode_update(data, shapes, None)
+
+
+def check_soft_labels(data: bytes, task: Task, image_set: str, num_images: int) -> None:
+    """Raises IntegrityError if these are not one hospital's answers on our public set."""
+    answer = decode_targets(data)
+    if answer.info.source != "hospital" or answer.info.image_set != image_set:
+        raise IntegrityError("the soft labels are not a hospital's answers on this federation's public set")
+    if answer.info.classes != task.classes or len(answer.logits_NC) != num_images:
+        raise IntegrityError(f"the soft labels must be {num_images} rows of the classes {', '.join(task.classes)}")

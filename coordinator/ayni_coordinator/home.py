@@ -1,0 +1,164 @@
+"""The coordinator's folder: settings, keys, database, store. Made once by `init`, opened by every command."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import func, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from ayni.artefacts.files import write_atomic
+from ayni.artefacts.manifest import Artefact, ArtefactKind, Manifest
+from ayni.errors import UserError
+from ayni.invitation import check_endpoint
+from ayni.keys import SiteKeys
+from ayni.task import Task
+from ayni_coordinator.database import ArtefactRow, ManifestRow, RoundRow, note, open_database, transaction
+from ayni_coordinator.public_set import load_public_set
+from ayni_coordinator.store import ArtefactStore
+
+CONFIG_FILE = "coordinator.toml"
+TASK_FILE = "task.json"
+MANIFEST_VALID_S = 90 * 86_400
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`endpoint` is what invitations say, `bind` where the coordinator listens. `{home}` stands for the folder."""
+
+    endpoint: str
+    bind: str
+    database: str = "sqlite:///{home}/coordinator.sqlite"
+    store: str = "{home}/store"
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorHome:
+    folder: Path
+    config: Config
+    task: Task
+    keys: SiteKeys
+    engine: Engine
+    store: ArtefactStore
+
+    @classmethod
+    def open(cls, folder: Path) -> CoordinatorHome:
+        folder = folder.resolve()
+        try:
+            config = msgspec.toml.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
+            task = Task.from_json((folder / TASK_FILE).read_bytes())
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder} is not a coordinator's folder. Make one: `ayni coordinator init {folder.name} --task TASK.toml`."
+            ) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise UserError(f"{folder / CONFIG_FILE}: {error}.") from None
+        engine = open_database(config.database.replace("{home}", str(folder)))
+        store = ArtefactStore(config.store.replace("{home}", str(folder)))
+        return cls(folder, config, task, SiteKeys.load(folder), engine, store)
+
+    @property
+    def uploads(self) -> Path:
+        return self.folder / "uploads"
+
+
+def create_home(
+    folder: Path, task: Task, *, endpoint: str, bind: str, database: str = "", store: str = ""
+) -> CoordinatorHome:
+    """Everything but the guidance. Stands at `folder` whole or not at all."""
+    from ayni.learning.networks import initial_weights  # torch: only here, never while serving
+    from ayni.tensors import safe
+    from ayni.tensors.image_set import encode_image_set
+    from ayni.tensors.update import encode_whole
+
+    check_endpoint(endpoint)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} is not empty. Choose another folder, or go on there with `ayni coordinator guide {folder}`."
+        )
+    defaults = Config(endpoint=endpoint, bind=bind)
+    config = msgspec.structs.replace(defaults, database=database or defaults.database, store=store or defaults.store)
+    public_set = load_public_set(Path(task.public_set), task) if task.public_set else None
+    weights = initial_weights(task)
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        write_atomic(aside / CONFIG_FILE, msgspec.toml.encode(config))
+        write_atomic(aside / TASK_FILE, task.to_json())
+        SiteKeys.load_or_create(aside)
+        if folder.exists():
+            folder.rmdir()
+        aside.replace(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    home = CoordinatorHome.open(folder)
+    now_s = time.time()
+    with transaction(home.engine) as session:
+        add_artefact(home, session, "task", "task", 0, home.task.to_json())
+        if public_set:
+            add_artefact(home, session, "public-set", public_set.info.name, 0, encode_image_set(public_set))
+        first = encode_whole(weights, "fp32" if task.traffic.form == "fp32" else "fp16")
+        add_artefact(home, session, "model", "whole", 0, first, digest=safe.digest(weights))
+        session.add(
+            RoundRow(
+                number=0, state="published", opened_s=now_s, deadline_s=now_s, published_s=now_s,
+                global_sha256=home.store.put(encode_whole(weights, "fp32")), digest=safe.digest(weights),
+            )
+        )  # fmt: skip
+        note(session, now_s, "coordinator", f"the federation {task.name!r} was set up at {endpoint}, seed {task.seed}")
+        publish(home, session, now_s)
+    return home
+
+
+def add_artefact(
+    home: CoordinatorHome,
+    session: Session,
+    kind: ArtefactKind,
+    name: str,
+    round_number: int,
+    data: bytes,
+    *,
+    digest: str = "",
+) -> str:
+    """The blob first, then its row: a row never promises what is not on the disk."""
+    sha256 = home.store.put(data)
+    session.add(
+        ArtefactRow(kind=kind, name=name, round_number=round_number, sha256=sha256, num_bytes=len(data), digest=digest)
+    )
+    return sha256
+
+
+def publish(home: CoordinatorHome, session: Session, now_s: float) -> int:
+    """Sign the list of artefacts as it is now, under the next version."""
+    session.flush()
+    version = (session.scalar(select(func.max(ManifestRow.version))) or 0) + 1
+    rows = session.scalars(select(ArtefactRow).order_by(ArtefactRow.id)).all()
+    artefacts = tuple(
+        Artefact(
+            row.kind,  # type: ignore[arg-type]
+            row.name,
+            row.round_number,
+            bytes.fromhex(row.sha256),
+            row.num_bytes,
+            bytes.fromhex(row.digest),
+        )
+        for row in rows
+    )
+    manifest = Manifest(
+        version=version, issued_s=int(now_s), expires_s=int(now_s) + MANIFEST_VALID_S, artefacts=artefacts
+    )
+    session.add(ManifestRow(version=version, signed=manifest.signed_by(home.keys.signing)))
+    session.query(ManifestRow).filter(ManifestRow.version < version).delete()
+    return version
+
+
+def find_artefact(session: Session, kind: ArtefactKind, name: str | None = None) -> ArtefactRow | None:
+    """The newest of its kind."""
+    query = select(ArtefactRow).where(ArtefactRow.kind == kind).order_by(ArtefactRow.id.desc())
+    return session.scalars(query.where(ArtefactRow.name == name) if name else query).first()

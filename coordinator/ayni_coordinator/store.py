@@ -1,0 +1,76 @@
+"""Where artefacts lie: content-addressed files behind fsspec, a folder by default."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import fsspec
+
+from ayni.artefacts.files import flush_folder, write_atomic
+from ayni.errors import IntegrityError, UserError
+
+
+class ArtefactStore:
+    """`url` is a folder or anything that fsspec opens. Names are SHA-256 in hex."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+            self._files.makedirs(self._root, exist_ok=True)
+        except (ImportError, ValueError, OSError) as error:
+            raise UserError(f"the artefact store {url!r} cannot be opened: {error}. Check coordinator.toml.") from None
+        self._folder = Path(self._root) if "file" in self._files.protocol else None
+
+    def _at(self, sha256: str) -> str:
+        return f"{self._root}/{sha256}"
+
+    def put(self, data: bytes) -> str:
+        """Returns the SHA-256. A local file is flushed to the disk before this returns."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not self._files.exists(self._at(sha256)):
+            if self._folder:
+                write_atomic(self._folder / sha256, data)
+            else:
+                self._files.pipe_file(self._at(sha256), data)
+        return sha256
+
+    def adopt(self, path: Path, sha256: str) -> None:
+        """Take over a local file that was already hashed and flushed."""
+        if self._folder:
+            path.replace(self._folder / sha256)
+            flush_folder(self._folder)
+        else:
+            self._files.put_file(str(path), self._at(sha256))
+            path.unlink()
+
+    def has(self, sha256: str) -> bool:
+        return bool(self._files.exists(self._at(sha256)))
+
+    def read(self, sha256: str) -> bytes:
+        """The whole artefact, verified. Raises IntegrityError if it is gone or damaged."""
+        try:
+            data = bytes(self._files.cat_file(self._at(sha256)))
+        except (FileNotFoundError, OSError):
+            raise IntegrityError(f"artefact {sha256[:12]} is missing in the store; restore it from a backup") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise IntegrityError(f"artefact {sha256[:12]} is damaged in the store; restore it from a backup")
+        return data
+
+    def read_part(self, sha256: str, offset: int, length: int) -> bytes:
+        """Not verified: the receiver checks the hash of the whole."""
+        if self._folder:
+            with (self._folder / sha256).open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        return bytes(self._files.cat_file(self._at(sha256), start=offset, end=offset + length))
+
+    def sweep(self, keep: Iterable[str]) -> int:
+        """Remove what nothing refers to any more; returns how many files went."""
+        kept, gone = set(keep), 0
+        for path in self._files.ls(self._root, detail=False):
+            if str(path).rsplit("/", 1)[-1] not in kept:
+                self._files.rm_file(path)
+                gone += 1
+        return gone

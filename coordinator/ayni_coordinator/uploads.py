@@ -1,0 +1,82 @@
+"""Artefacts on their way up: parts go to one file per site and hash, verified and flushed before they count."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ayni.errors import RefusedError
+from ayni_coordinator.store import ArtefactStore
+
+
+@dataclass(slots=True)
+class _Upload:
+    file: BinaryIO
+    hasher: hashlib._Hash
+    received_bytes: int
+
+
+class Uploads:
+    """`max_bytes` bounds one artefact. A site has a few uploads under way at most; older ones are let go."""
+
+    MAX_OPEN_PER_SITE = 4
+
+    def __init__(self, folder: Path, store: ArtefactStore, max_bytes: int) -> None:
+        self._folder, self._store, self._max_bytes = folder, store, max_bytes
+        self._open: dict[tuple[str, str], _Upload] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def received(self, site: str, sha256: str) -> tuple[int, bool]:
+        """Bytes that have arrived, and whether the whole is stored."""
+        if self._store.has(sha256) and not self._path(site, sha256).exists():
+            return 0, True
+        return self._resume(site, sha256).received_bytes, False
+
+    def put(self, site: str, sha256: str, offset: int, total_bytes: int, part: bytes | memoryview) -> tuple[int, bool]:
+        """Parts come in order; a repeated one is ignored. Raises RefusedError if it is too large or damaged."""
+        if total_bytes > self._max_bytes or offset + len(part) > total_bytes:
+            raise RefusedError("too-large", f"an artefact of {total_bytes} bytes; this task allows {self._max_bytes}")
+        if self._store.has(sha256) and (site, sha256) not in self._open:
+            return total_bytes, True
+        upload = self._resume(site, sha256)
+        if offset == upload.received_bytes:
+            upload.file.write(part)
+            upload.hasher.update(part)
+            upload.received_bytes += len(part)
+        if upload.received_bytes < total_bytes:
+            return upload.received_bytes, False
+        self._finish(site, sha256, upload)
+        return total_bytes, True
+
+    def _path(self, site: str, sha256: str) -> Path:
+        return self._folder / f"{site}.{sha256}.part"
+
+    def _resume(self, site: str, sha256: str) -> _Upload:
+        if (site, sha256) not in self._open:
+            mine = [key for key in self._open if key[0] == site]
+            for key in mine[: max(0, len(mine) - self.MAX_OPEN_PER_SITE + 1)]:
+                self._open.pop(key).file.close()
+                self._path(*key).unlink(missing_ok=True)
+            file = self._path(site, sha256).open("a+b")
+            file.seek(0)
+            self._open[site, sha256] = _Upload(file, hashlib.file_digest(file, "sha256"), file.tell())
+        return self._open[site, sha256]
+
+    def _finish(self, site: str, sha256: str, upload: _Upload) -> None:
+        del self._open[site, sha256]
+        with upload.file as file:
+            file.flush()
+            os.fsync(file.fileno())
+        path = self._path(site, sha256)
+        if upload.hasher.hexdigest() != sha256:
+            path.unlink()
+            raise RefusedError("bad-artefact", "the artefact arrived damaged and was thrown away; it can be sent again")
+        self._store.adopt(path, sha256)
+
+    def close(self) -> None:
+        for upload in self._open.values():
+            upload.file.close()
+        self._open.clear()
