@@ -1,0 +1,134 @@
+"""From a trained model to a signed bundle. This needs torch; using the bundle does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import monai
+import msgspec
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ayni.artefacts.files import flush_folder, write_atomic
+from ayni.errors import IntegrityError, UserError
+from ayni.learning.networks import Network, build_network, load_weights, shapes_of
+from ayni.tensors import safe
+from ayni.trained_model import WEIGHTS_FILE, TrainedModel
+from ayni_export import bundle as parts
+from ayni_export.bundle import BundleInfo, ModelFile, Parity
+from ayni_export.graph import DiagnosisGraph, check_parity, to_onnx
+from ayni_export.model_card import licence_note, model_card
+from ayni_export.monai_metadata import monai_metadata
+
+OPSET = 20  # onnxruntime 1.17 and later
+
+
+def export_model(
+    model_folder: Path,
+    bundle: Path,
+    *,
+    signing_key: Ed25519PrivateKey,
+    certificate: bytes | None = None,
+    opset: int = OPSET,
+) -> BundleInfo:
+    """Write the model in `model_folder` (HOME/models/federated, say) as a bundle, signed with the site's key.
+
+    The whole bundle appears at once or not at all; an older bundle of that name is replaced, anything else is
+    left alone. Raises UserError if the model or the place will not do, IntegrityError if ONNX Runtime does not
+    answer as torch does.
+    """
+    _check_place(bundle)
+    model = TrainedModel.read(model_folder)
+    network, digest = _read_network(model_folder, model)
+    graph = DiagnosisGraph(network, model)
+    onnx_model = to_onnx(graph, model, opset=opset)
+    info = _bundle_info(model, digest, check_parity(graph, onnx_model, model))
+    versions = {"monai": monai.__version__, "pytorch": str(torch.__version__), "numpy": np.__version__}
+    files = {
+        parts.METADATA_FILE: _pretty_json(monai_metadata(info, versions)),
+        parts.MODEL_FILE: onnx_model,
+        parts.MODEL_CARD_FILE: model_card(info).encode(),
+        parts.LICENSE_FILE: licence_note(info).encode(),
+    }
+    files[parts.SIGNATURE_FILE] = parts.sign_files(files, signing_key, certificate)
+    _write_at_once(bundle, files)
+    return info
+
+
+def _read_network(folder: Path, model: TrainedModel) -> tuple[Network, str]:
+    """The network with its weights, and the SHA-256 of these."""
+    if len(model.pixel_mean) != model.task.image.channels or len(model.pixel_std) != model.task.image.channels:
+        raise UserError(f"{folder}: the normalisation does not fit the images' channels. Run `ayni train` again.")
+    try:
+        weights = safe.decode((folder / WEIGHTS_FILE).read_bytes())
+        network = build_network(model.network, model.task.image, len(model.task.classes))
+        safe.check_like(weights, shapes_of(network))
+    except OSError:
+        raise UserError(f"there is no {WEIGHTS_FILE} in {folder}. Run `ayni train` first.") from None
+    except IntegrityError as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} is damaged ({error}). Run `ayni train` again.") from None
+    floats = {name: np.asarray(tensor, np.float32) for name, tensor in weights.items()}
+    load_weights(network, floats)
+    return network.eval(), safe.digest(floats)
+
+
+def _bundle_info(model: TrainedModel, digest: str, parity: Parity) -> BundleInfo:
+    return BundleInfo(
+        name=f"{model.task.name}-{model.kind}-{model.site}",
+        version=f"{model.created[:10].replace('-', '.')}-{digest[:8]}",
+        task=model.task.name,
+        title=model.task.title,
+        intended_use=model.task.intended_use,
+        classes=model.task.classes,
+        image=model.task.image,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        temperature=model.temperature,
+        site=model.site,
+        role=model.role,
+        kind=model.kind,
+        rounds=model.rounds,
+        steps=model.steps,
+        chosen=model.chosen,
+        created=model.created,
+        num_train_per_class=model.num_train_per_class,
+        num_holdout_per_class=model.num_holdout_per_class,
+        validation=model.validation,
+        weights_sha256=digest,
+        models=(ModelFile(path=parts.MODEL_FILE, precision="fp32", parity=parity),),
+    )
+
+
+def _pretty_json(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _check_place(bundle: Path) -> None:
+    if not os.path.lexists(bundle) or (bundle.is_dir() and not any(bundle.iterdir())):
+        return
+    if bundle.is_symlink() or not bundle.is_dir() or not parts.is_bundle(bundle):
+        raise UserError(f"{bundle} exists and is not a bundle: it was left as it is. Choose another name.")
+
+
+def _write_at_once(bundle: Path, files: dict[str, bytes]) -> None:
+    """Write beside the final place, then rename; an older bundle steps aside first and is then removed."""
+    bundle = bundle.absolute()
+    aside = bundle.with_name(f".{bundle.name}.{os.getpid()}.tmp")
+    old = bundle.with_name(f".{bundle.name}.{os.getpid()}.old")
+    try:
+        for name, data in files.items():
+            write_atomic(aside / name, data)
+        if bundle.is_dir() and any(bundle.iterdir()):
+            bundle.replace(old)
+        aside.replace(bundle)
+    except OSError as error:
+        if old.exists() and not bundle.exists():
+            old.replace(bundle)
+        raise UserError(f"{bundle} cannot be written ({error.strerror}). Choose another place.") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    flush_folder(bundle.parent)

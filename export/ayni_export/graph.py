@@ -1,0 +1,153 @@
+"""The network as an ONNX graph: pixels in; logits, probabilities and the exact class activation map out.
+
+B = images, C = classes, K = channels, H x W = pixels, F = features, h x w = the feature map.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from ayni.errors import IntegrityError
+from ayni.learning.networks import Network
+from ayni.trained_model import TrainedModel
+from ayni_export.bundle import Parity
+
+OUTPUTS = ("logits", "probabilities", "activation")
+TOLERANCE = 1e-4
+NUM_PARITY_IMAGES = 16
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class DiagnosisGraph(nn.Module):
+    """The network with the preprocessing that training used, and what diagnosis needs after it.
+
+    The class activation map (Zhou et al., CVPR 2016) is exact here, since the head is linear and sees only the mean
+    of the feature map: the mean over h, w of activation[:, c], plus the head's bias, is logits[:, c].
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, network: Network, model: TrainedModel) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = model.temperature
+        self.register_buffer("pixel_mean", torch.tensor(model.pixel_mean).reshape(1, -1, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(model.pixel_std).reshape(1, -1, 1, 1))
+
+    def forward(self, pixels_BKHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`pixels_BKHW`: uint8. Returns logits [B, C], probabilities [B, C], activation [B, C, h, w]."""
+        images_BKHW = (pixels_BKHW.float() / 255 - self.pixel_mean) / self.pixel_std
+        features_BFhw = self.network.extractor(images_BKHW)
+        logits_BC = self.network.head(features_BFhw.mean(dim=(2, 3)))
+        activation_BChw = torch.einsum("bfhw,cf->bchw", features_BFhw, self.network.head.weight)
+        return logits_BC, torch.softmax(logits_BC / self.temperature, dim=1), activation_BChw
+
+
+def to_onnx(graph: DiagnosisGraph, model: TrainedModel, *, opset: int) -> bytes:
+    """One self-contained ONNX file; the number of images is free. It holds no path of this machine."""
+    image = model.task.image
+    example = torch.zeros(2, image.channels, image.height, image.width, dtype=torch.uint8)
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # it would warn of torchvision, which nothing here needs
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch warns of its own internals
+            program = torch.onnx.export(
+                graph.eval(),
+                (example,),
+                dynamo=True,
+                input_names=["pixels"],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={"pixels_BKHW": {0: torch.export.Dim("images", min=1, max=4096)}},
+                opset_version=opset,
+                verbose=False,
+            )
+    finally:
+        registration.setLevel(level)
+    if program is None:
+        raise IntegrityError("torch made no ONNX graph of this network. Report it with the task file.")
+    proto = program.model_proto
+    strip(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString())
+
+
+def strip(proto: Any) -> None:
+    """Remove what the exporter notes about where the graph came from: it holds local paths and source lines."""
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    for graph in (proto.graph, *proto.functions):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for part in graph.node:
+            part.doc_string = ""
+            del part.metadata_props[:]
+        for part in graph.value_info:
+            part.doc_string = ""
+            del part.metadata_props[:]
+    for part in (*proto.graph.initializer, *proto.graph.input, *proto.graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def check_parity(graph: DiagnosisGraph, onnx_model: bytes, model: TrainedModel) -> Parity:
+    """Run torch and ONNX Runtime on the same images, one by one and together. Raises IntegrityError if they differ.
+
+    The logits in torch come from the network as it was trained, with the preprocessing done in numpy.
+    """
+    pixels_BKHW = parity_images(model.task.image.channels, model.task.image.height, model.task.image.width)
+    expected = _torch_outputs(graph, pixels_BKHW, model)
+    session = onnxruntime.InferenceSession(onnx_model, providers=["CPUExecutionProvider"])
+    together = session.run(list(OUTPUTS), {"pixels": pixels_BKHW})
+    alone = [session.run(list(OUTPUTS), {"pixels": pixels_BKHW[i : i + 1]}) for i in range(len(pixels_BKHW))]
+    worst: dict[str, float] = {}
+    for i, name in enumerate(OUTPUTS):
+        both = (together[i], np.concatenate([outputs[i] for outputs in alone]))
+        worst[name] = max(float(np.abs(answer - expected[i]).max()) for answer in both)
+    if not worst["logits"] <= TOLERANCE:  # also if it is not a number
+        raise IntegrityError(
+            f"ONNX Runtime's logits differ from torch's by {worst['logits']:.2g} (at most {TOLERANCE:g} is allowed): "
+            "no bundle was written. Train again, or update torch and onnxruntime."
+        )
+    return Parity(
+        num_images=len(pixels_BKHW),
+        **worst,
+        tolerance=TOLERANCE,
+        pytorch_version=str(torch.__version__),
+        onnxruntime_version=onnxruntime.__version__,
+    )
+
+
+def _torch_outputs(graph: DiagnosisGraph, pixels_BKHW: Pixels, model: TrainedModel) -> tuple[Floats, Floats, Floats]:
+    mean = np.array(model.pixel_mean, np.float32).reshape(1, -1, 1, 1)
+    std = np.array(model.pixel_std, np.float32).reshape(1, -1, 1, 1)
+    images_BKHW = torch.from_numpy((pixels_BKHW.astype(np.float32) / np.float32(255) - mean) / std)
+    with torch.no_grad():
+        logits_BC = graph.network.eval()(images_BKHW)
+        _, probabilities_BC, activation_BChw = graph.eval()(torch.from_numpy(pixels_BKHW))
+    return logits_BC.numpy(), probabilities_BC.numpy(), activation_BChw.numpy()
+
+
+def parity_images(channels: int, height: int, width: int) -> Pixels:
+    """Black, white, noise, and smooth blobs on a gradient as in an X-ray; the same in every run. [B, K, H, W]."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    images = [np.zeros((height, width)), np.ones((height, width)), random.random((height, width))]
+    while len(images) < NUM_PARITY_IMAGES:
+        image = 0.2 + 0.3 * y + 0.05 * random.standard_normal((height, width))
+        for cx, cy, size in random.random((4, 3)):
+            image += 0.5 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.02 + 0.1 * size))
+        images.append(image)
+    stack_BHW = np.clip(np.stack(images) * 255, 0, 255).astype(np.uint8)
+    return np.repeat(stack_BHW[:, np.newaxis], channels, axis=1)

@@ -1,0 +1,93 @@
+"""The model card: what a person should know before a model is used. Markdown, plain words."""
+
+from __future__ import annotations
+
+from ayni_export.bundle import BundleInfo
+
+FEW_IMAGES = 100  # below, a figure is called rough
+
+
+def model_card(info: BundleInfo) -> str:
+    """The text of docs/model_card.md; every figure stands beside the number of images behind it."""
+    how = (
+        f"{info.rounds} rounds of federated training; no image left any site"
+        if info.kind == "federated"
+        else "trained by this site alone, without the federation"
+    )
+    parity = info.models[0].parity
+    size = f"{info.image.width} x {info.image.height} pixels, {'grey' if info.image.channels == 1 else 'colour'}"
+    return f"""# {info.title}
+
+Model `{info.name}`, version `{info.version}`, for the {info.role} **{info.site}**.
+
+## Intended use
+
+{info.intended_use}
+
+It tells {_one_of(info.classes)} apart on images of {size}, and nothing else. It is not a medical device.
+
+## How it was made
+
+- {how} ({info.steps} optimiser steps at this site).
+- Chosen on the site's own held-out images: {info.chosen}.
+- Finished {info.created}. Probabilities are calibrated with temperature {info.temperature:.3f} on the held-out images.
+
+## Data at this site
+
+| class | trained on | held out |
+|---|---:|---:|
+{_counts(info)}
+
+## Validation
+
+On {info.validation.num_images} held-out images of this site, which were also used to choose and to calibrate the model:
+
+- area under the ROC curve {info.validation.auc:.3f}
+- balanced accuracy {info.validation.balanced_accuracy:.3f}
+
+{_caution(info)}
+
+## Limits
+
+- Not checked on other devices, other patients or other ages than those of the sites that took part.
+- An image of another kind gets an answer too, with a confidence that means nothing.
+- The heat map shows which regions spoke for the answer. It is coarse, and it is no outline of a finding.
+- The calibration holds for images like the held-out ones, in about the same mixture of classes.
+
+## Technical
+
+- ONNX, single precision; the preprocessing is inside. Input `pixels`: uint8 [images, {info.image.channels}, \
+{info.image.height}, {info.image.width}].
+- ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} images: \
+logits within {parity.logits:.1e} (allowed {parity.tolerance:g}).
+- SHA-256 of the weights: `{info.weights_sha256}`
+"""
+
+
+def licence_note(info: BundleInfo) -> str:
+    return (
+        f"This bundle holds a model that the site {info.site!r} made within the task {info.task!r}.\n"
+        "The rights in the model lie with that site and with its federation, under the terms on which they agreed;\n"
+        "the bundle by itself grants none. Ayni, the software that made it, is licensed under Apache-2.0.\n"
+        "The model is provided as is, without warranty of any kind. It is not a medical device.\n"
+    )
+
+
+def _one_of(classes: tuple[str, ...]) -> str:
+    named = [f"*{name}*" for name in classes[:10]]
+    more = [f"{len(classes) - 10} more"] if len(classes) > 10 else []
+    return ", ".join((named + more)[:-1]) + " and " + (named + more)[-1]
+
+
+def _counts(info: BundleInfo) -> str:
+    rows = [
+        (name, info.num_train_per_class.get(name, 0), info.num_holdout_per_class.get(name, 0)) for name in info.classes
+    ]
+    rows.append(("**all**", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    return "\n".join(f"| {name} | {num_train} | {num_holdout} |" for name, num_train, num_holdout in rows)
+
+
+def _caution(info: BundleInfo) -> str:
+    if info.validation.num_images < FEW_IMAGES:
+        return f"**With {info.validation.num_images} images these figures are rough.**"
+    return "They describe this site's patients, not those of another."
