@@ -1,0 +1,124 @@
+"""After the last round, and the control beside it: a model for diagnosis, federated or trained alone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from torch import nn
+
+from ayni.errors import UserError
+from ayni.jobs import Done, FinishTraining, SiteContext, TrainAlone
+from ayni.learning.batches import Normaliser
+from ayni.learning.learners import Alone
+from ayni.learning.models import Candidate, choose_and_store
+from ayni.learning.networks import seeded_network, weights_of
+from ayni.learning.parts import tensors_of, under
+from ayni.learning.scores import answers, score
+from ayni.learning.site_data import OwnImages, load_own_images
+from ayni.learning.state import HistoryLine, State, StateInfo, TrainingFolder, add_history, read_state, write_state
+from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
+from ayni.learning.training import load_global, read_task_of
+from ayni.task import Task
+from ayni.tensors.safe import Array, Floats
+
+
+def finish_training(job: FinishTraining) -> Done:
+    """Choose between what the federation and this site's last round gave; writes HOME/models/federated."""
+    context, task = job.context, read_task_of(job.context)
+    own, folder = load_own_images(context, task), TrainingFolder(Path(context.home))
+    rounds = folder.rounds()
+    state = read_state(folder.state_after(rounds[-1])) if rounds else None
+    normalise = Normaliser(state.info.pixel_mean, state.info.pixel_std) if state else own.normalise
+    candidates = []
+    if state and context.role == "hospital":
+        candidates = [
+            Candidate("the large network, averaged", _floats(under(state.tensors, "average.module"))),
+            Candidate("the large network", _floats(under(state.tensors, "large"))),
+        ]
+    elif context.role == "clinic":
+        if job.global_model:
+            shape_of = seeded_network(task.networks.small, task, task.seed)
+            weights = load_global(job.global_model, job.global_digest, shape_of)
+            candidates.append(Candidate("the global model", weights))
+        if state:
+            candidates.append(Candidate("this site's last small network", _floats(under(state.tensors, "small"))))
+    if not candidates:
+        raise UserError("this site has trained in no round, so there is no network to choose. Run `ayni train` first.")
+    validation = choose_and_store(
+        candidates,
+        own,
+        normalise,
+        context,
+        task,
+        kind="federated",
+        rounds=job.rounds,
+        steps=num_steps_of(task, context),
+    )
+    return Done(num_examples=len(own.train_labels_N), peak_rss_mb=peak_rss_mb(), scores={"federated": validation})
+
+
+def _floats(tensors: dict[str, Array]) -> dict[str, Floats]:
+    return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+
+
+def num_steps_of(task: Task, context: SiteContext) -> int:
+    """Optimiser steps of the network that diagnoses in a whole federation; a clinic takes public ones between."""
+    steps = task.training.rounds * task.training.steps_per_round
+    helped = task.guidance.source != "none" and task.fedhelp.guidance_weight > 0
+    consensus = task.fedhelp.consensus_weight > 0 or context.participation == "distill"
+    return steps * (2 if context.role == "clinic" and (helped or consensus) else 1)
+
+
+def train_alone(job: TrainAlone, tell: Tell) -> Done:
+    """The network that diagnoses at this site, the same number of steps, no help; writes HOME/models/alone."""
+    context, task = job.context, read_task_of(job.context)
+    own, folder = load_own_images(context, task), TrainingFolder(Path(context.home))
+    num_steps, rounds = num_steps_of(task, context), task.training.rounds
+    learner = Alone(own, task, context.site, large=context.role == "hospital", num_steps=num_steps)
+    name = hashlib.sha256(f"alone/{context.site}/{context.role}/{own.sha256}/".encode() + task.to_json()).hexdigest()
+    checkpoint, block = folder.checkpoint("alone"), num_steps // rounds
+    info = resume(learner, checkpoint, name)
+    if info is None:
+        start = StateInfo(job=name, round_number=0, pixel_mean=own.normalise.mean, pixel_std=own.normalise.std)
+        _add_point(folder, learner.network, own, start)
+        info = msgspec.structs.replace(start, round_number=1)
+    for round_number in range(info.round_number, rounds + 1):
+        info = run_steps(
+            learner,
+            info,
+            first_number=(round_number - 1) * block,
+            num_steps=block,
+            checkpoint=checkpoint,
+            memory_mb=context.memory_mb,
+            what=f"alone, part {round_number} of {rounds}",
+            tell=tell,
+        )
+        _add_point(folder, learner.average.module, own, info)
+        info = msgspec.structs.replace(info, round_number=round_number + 1, step=0, loss_sums={})
+    write_state(checkpoint, State(info, tensors_of(learner.parts)))
+    candidates = [
+        Candidate("the network, averaged", weights_of(learner.average.module)),
+        Candidate("the network", weights_of(learner.network)),
+    ]
+    validation = choose_and_store(
+        candidates, own, own.normalise, context, task, kind="alone", rounds=0, steps=num_steps
+    )
+    checkpoint.unlink()
+    return Done(
+        num_examples=len(own.train_labels_N),
+        train_s=round(info.train_s, 3),
+        peak_rss_mb=peak_rss_mb(),
+        scores={"alone": validation},
+    )
+
+
+def _add_point(folder: TrainingFolder, network: nn.Module, own: OwnImages, info: StateInfo) -> None:
+    if len(own.holdout_labels_M):
+        now = score(answers(network, own.holdout_MCHW, own.normalise), own.holdout_labels_M)
+        line = HistoryLine(
+            round=info.round_number, auc=now.auc, balanced_accuracy=now.balanced_accuracy, losses=mean_losses(info)
+        )
+        add_history(folder.history("alone"), [line])

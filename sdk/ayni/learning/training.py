@@ -1,0 +1,205 @@
+"""One round at a site: from the global model and the site's own state to an update, and the state after it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ayni.artefacts.files import write_atomic
+from ayni.errors import IntegrityError, UserError
+from ayni.jobs import Done, SiteContext, TrainRound
+from ayni.learning.batches import Normaliser
+from ayni.learning.learners import Clinic, Hospital
+from ayni.learning.networks import Network, load_weights, shapes_of, weights_of
+from ayni.learning.parts import load_parts, tensors_of, under
+from ayni.learning.scores import answers, score
+from ayni.learning.site_data import OwnImages, PublicImages, load_own_images, load_public_images
+from ayni.learning.state import HistoryLine, State, StateInfo, TrainingFolder, add_history, read_state, write_state
+from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
+from ayni.task import Task, TrafficSettings
+from ayni.tensors import safe
+from ayni.tensors.safe import Array, Floats
+from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
+from ayni.tensors.update import assemble, encode_change, encode_whole
+
+LOWEST_LOG_PROBABILITY = -12.0  # soft labels: less than a millionth is not told apart
+
+
+def read_task_of(context: SiteContext) -> Task:
+    """The task, if this site can do it; raises UserError."""
+    task = Task.from_json(Path(context.task_path).read_bytes())
+    if task.fedhelp.ranking_top_k >= len(task.classes):
+        raise UserError(
+            f"the task has {len(task.classes)} classes, so fedhelp.ranking_top_k must be below that; "
+            f"it is {task.fedhelp.ranking_top_k}."
+        )
+    return task
+
+
+def load_global(parts: list[str], digest: str, network: Network) -> dict[str, Floats]:
+    """The global model from its artefacts; raises IntegrityError if it is not the promised one or does not fit."""
+    weights = assemble([Path(part).read_bytes() for part in parts])
+    if safe.digest(weights) != digest:
+        raise IntegrityError(f"the global model's digest is {safe.digest(weights)}, promised was {digest}")
+    safe.check_like(weights, shapes_of(network))
+    return weights
+
+
+def train_round(job: TrainRound, tell: Tell) -> Done:
+    """Train one round, or take up where a cut one stopped; the same job gives the same bytes."""
+    context, task = job.context, read_task_of(job.context)
+    own = load_own_images(context, task)
+    public = load_public_images(task, job.public_set, job.guidance, job.consensus)
+    learner = make_learner(context, task, own, public)
+    folder, weights = TrainingFolder(Path(context.home)), None
+    before = _state_before(folder, job.round_number)
+    if before:
+        load_parts(learner.parts, before.tensors)
+    if job.global_model:
+        weights = load_global(job.global_model, job.global_digest, learner.small)
+        load_weights(learner.small, weights)
+    start_auc = _holdout_auc(learner.small, own, _normaliser(own, public)) if weights else None
+    if before is None and job.round_number == 1:
+        _add_point(folder, learner, own, _normaliser(own, public), 0, start_auc, {})
+
+    info = _train(job, learner, own, public, folder, tell)
+    if weights is None:
+        residual: dict[str, Floats] = {}
+    else:
+        owed = under(before.tensors, "residual") if before else {}
+        data, residual = encode_update(weights_of(learner.small), weights, owed, task.traffic)
+        if job.update_out:
+            write_atomic(Path(job.update_out), data)
+    if job.soft_labels_out and isinstance(learner, Hospital) and public:
+        soft_labels = answer_public_set(learner.average.module, public, task, context.site, job.round_number)
+        write_atomic(Path(job.soft_labels_out), encode_targets(soft_labels))
+    state = State(info, {**tensors_of(learner.parts), **{f"residual.{k}": v for k, v in residual.items()}})
+    write_state(folder.state_after(job.round_number), state)
+    _add_point(folder, learner, own, _normaliser(own, public), job.round_number, start_auc, mean_losses(info))
+    folder.checkpoint("federated").unlink(missing_ok=True)
+    return Done(num_examples=len(own.train_labels_N), train_s=round(info.train_s, 3), peak_rss_mb=peak_rss_mb())
+
+
+def make_learner(context: SiteContext, task: Task, own: OwnImages, public: PublicImages | None) -> Clinic | Hospital:
+    if context.role == "hospital":
+        return Hospital(own, _normaliser(own, public), task, context.site)
+    return Clinic(own, public, task, context.site, distill=context.participation == "distill")
+
+
+def _normaliser(own: OwnImages, public: PublicImages | None) -> Normaliser:
+    """That of the public set, so that all sites agree; a site's own if there is none."""
+    return public.normalise if public else own.normalise
+
+
+def _state_before(folder: TrainingFolder, round_number: int) -> State | None:
+    """The state that this round starts from; older ones are forgotten."""
+    rounds = folder.rounds()
+    if any(later > round_number for later in rounds):
+        raise UserError(
+            f"round {round_number} was asked for, but {folder.path} is already at round {rounds[-1]}. "
+            "It belongs to another federation: choose another home folder."
+        )
+    earlier = [number for number in rounds if number < round_number]
+    if not earlier:
+        return None
+    folder.forget_before(earlier[-1])
+    return read_state(folder.state_after(earlier[-1]))
+
+
+def _train(
+    job: TrainRound,
+    learner: Clinic | Hospital,
+    own: OwnImages,
+    public: PublicImages | None,
+    folder: TrainingFolder,
+    tell: Tell,
+) -> StateInfo:
+    """All steps of the round, from a checkpoint (or the finished state) of this very job if there is one."""
+    task, name = learner.task, _job_name(job, own)
+    checkpoint = folder.checkpoint("federated")
+    done = resume(learner, folder.state_after(job.round_number), name)
+    info = done or resume(learner, checkpoint, name)
+    if info is None:
+        normalise = _normaliser(own, public)
+        info = StateInfo(job=name, round_number=job.round_number, pixel_mean=normalise.mean, pixel_std=normalise.std)
+    steps = task.training.steps_per_round
+    return run_steps(
+        learner,
+        info,
+        first_number=(job.round_number - 1) * steps,
+        num_steps=steps,
+        checkpoint=checkpoint,
+        memory_mb=job.context.memory_mb,
+        what=f"round {job.round_number}",
+        tell=tell,
+    )
+
+
+def _job_name(job: TrainRound, own: OwnImages) -> str:
+    """Tells apart all that a round's result depends on, but for the state before it."""
+    files = [job.context.task_path, job.public_set, job.guidance, job.consensus]
+    hashes = [hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "" for file in files]
+    parts = [job.context.site, job.context.role, job.context.participation, own.sha256, job.global_digest, *hashes]
+    return hashlib.sha256("/".join([str(job.round_number), *parts]).encode()).hexdigest()
+
+
+def encode_update(
+    trained: dict[str, Floats], start: dict[str, Floats], owed: dict[str, Array], traffic: TrafficSettings
+) -> tuple[bytes, dict[str, Floats]]:
+    """The update as it travels, and what it leaves out: the next update's `owed`."""
+    if traffic.form != "sparse":
+        return encode_whole(trained, traffic.form), {}
+    change = {name: trained[name] - start[name] for name in trained}
+    for name, left_out in owed.items():
+        change[name] += np.asarray(left_out, np.float32)
+    data, seen = encode_change(change, density=traffic.density_up)
+    return data, {name: change[name] - seen[name] for name in change}
+
+
+def answer_public_set(large: nn.Module, public: PublicImages, task: Task, site: str, round_number: int) -> Targets:
+    """A hospital's soft labels: its large network's log-probabilities on the public set, in 8 bits."""
+    logits_PC = answers(large, public.pixels_PCHW, public.normalise)
+    log_probabilities_PC = torch.log_softmax(logits_PC, dim=1).clamp_min(LOWEST_LOG_PROBABILITY)
+    info = TargetsInfo(
+        source="hospital",
+        image_set=public.sha256,
+        model_name=site,
+        model_version=f"round {round_number}",
+        licence="",
+        classes=task.classes,
+        bits=8,
+    )
+    return Targets(info, log_probabilities_PC.numpy())
+
+
+def _holdout_auc(network: nn.Module, own: OwnImages, normalise: Normaliser) -> float | None:
+    if not len(own.holdout_labels_M):
+        return None
+    return score(answers(network, own.holdout_MCHW, normalise), own.holdout_labels_M).auc
+
+
+def _add_point(
+    folder: TrainingFolder,
+    learner: Clinic | Hospital,
+    own: OwnImages,
+    normalise: Normaliser,
+    round_number: int,
+    global_auc: float | None,
+    losses: dict[str, float],
+) -> None:
+    """One point of the learning curve: the network that diagnoses at this site, on its held-out images."""
+    if len(own.holdout_labels_M):
+        network = learner.average.module if isinstance(learner, Hospital) else learner.small
+        now = score(answers(network, own.holdout_MCHW, normalise), own.holdout_labels_M)
+        line = HistoryLine(
+            round=round_number,
+            auc=now.auc,
+            balanced_accuracy=now.balanced_accuracy,
+            global_auc=global_auc,
+            losses=losses,
+        )
+        add_history(folder.history("federated"), [line])

@@ -1,0 +1,71 @@
+"""The training process: `python -m ayni.learning.worker`, one job per line on stdin, events as lines on stdout.
+
+It holds torch and no socket. It ends when stdin does. A job that fails leaves the process ready for the next.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import BinaryIO
+
+import msgspec
+import torch
+
+from ayni.errors import UserError
+from ayni.jobs import Done, Evaluate, Event, Failed, FinishTraining, Job, TrainAlone, TrainRound
+from ayni.learning.finish import finish_training, train_alone
+from ayni.learning.models import evaluate
+from ayni.learning.steps import Tell
+from ayni.learning.training import train_round
+
+
+def run_job(job: Job, tell: Tell) -> Done:
+    """Do one job; raises what went wrong."""
+    torch.set_num_threads(job.context.num_threads)
+    torch.use_deterministic_algorithms(True)
+    match job:
+        case TrainRound():
+            return train_round(job, tell)
+        case FinishTraining():
+            return finish_training(job)
+        case TrainAlone():
+            return train_alone(job, tell)
+        case Evaluate():
+            return evaluate(job)
+
+
+def answer_line(line: bytes, tell: Callable[[Event], None]) -> None:
+    """One job: its progress, then Done or Failed; raises nothing."""
+    try:
+        tell(run_job(msgspec.json.decode(line, type=Job), tell))
+    except UserError as error:
+        tell(Failed(message=str(error), user_error=True))
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        tell(Failed(message=f"{type(error).__name__}: {error}", user_error=False))
+
+
+def serve(jobs: BinaryIO, events: BinaryIO) -> None:
+    """Until `jobs` ends."""
+
+    def tell(event: Event) -> None:
+        events.write(msgspec.json.encode(event) + b"\n")
+        events.flush()
+
+    for line in jobs:
+        if line.strip():
+            answer_line(line, tell)
+
+
+def main() -> None:
+    """Events go to the real stdout; whatever else prints there (libraries) goes to stderr."""
+    with os.fdopen(os.dup(1), "wb") as events:
+        os.dup2(2, 1)
+        serve(sys.stdin.buffer, events)
+
+
+if __name__ == "__main__":
+    main()
