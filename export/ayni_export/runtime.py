@@ -1,0 +1,81 @@
+"""ONNX Runtime: is it there, is it there only once, and a session on verified bytes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from ayni.errors import MissingExtraError, UserError
+from ayni_export.bundle import Bundle, BundleError
+
+CPU, GPU = "onnxruntime", "onnxruntime-gpu"
+OUTPUTS = ("logits", "probabilities", "activation")
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Session:
+    """A bundle's model, ready to run. `device` is what it really runs on, "cpu" or "gpu"."""
+
+    def __init__(self, bundle: Bundle, *, num_threads: int = 1) -> None:
+        """Raises BundleError if the model cannot be loaded, UserError or MissingExtraError if the runtime cannot."""
+        installed = installed_packages()
+        check_packages(installed)
+        onnxruntime = _import_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False  # images come one by one: an arena only holds memory
+        options.log_severity_level = 4  # what fails is raised
+        providers = ["CPUExecutionProvider"]
+        if GPU in installed:
+            onnxruntime.preload_dlls()
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._session = onnxruntime.InferenceSession(bundle.model, options, providers=providers)
+        except Exception as error:  # the runtime has no common exception
+            raise BundleError(
+                f"the model in the bundle cannot be loaded by onnxruntime {onnxruntime.__version__} "
+                f"({type(error).__name__}). Update onnxruntime, or export the bundle again."
+            ) from None
+        if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
+            raise BundleError("the model in the bundle has other outputs than this version knows. Export it again.")
+        self.device = "gpu" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+
+    def run(self, pixels_HWK: Pixels) -> tuple[Floats, Floats, Floats]:
+        """One image. Returns logits [C], probabilities [C] and activation [C, h, w]."""
+        pixels_BKHW = np.ascontiguousarray(pixels_HWK.transpose(2, 0, 1)[np.newaxis])
+        logits_BC, probabilities_BC, activation_BChw = self._session.run(list(OUTPUTS), {"pixels": pixels_BKHW})
+        return logits_BC[0], probabilities_BC[0], activation_BChw[0]
+
+
+def installed_packages() -> set[str]:
+    """Which distributions of ONNX Runtime are installed; both bring the same module."""
+    found = set()
+    for name in (CPU, GPU):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+    return found
+
+
+def check_packages(installed: Collection[str]) -> None:
+    """Raises UserError if both are installed: they overwrite each other's files, and pip does not notice."""
+    if CPU in installed and GPU in installed:
+        raise UserError(
+            f"both {CPU} and {GPU} are installed, and each breaks the other. Run: pip uninstall -y {CPU} {GPU}, "
+            "then pip install 'ayni[deploy]' (or 'ayni[deploy-gpu]' for a machine with an NVIDIA GPU)."
+        )
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("diagnosis", "deploy") from None
+    return onnxruntime
