@@ -52,9 +52,8 @@ class CoordinatorHome:
             config = msgspec.toml.decode((folder / CONFIG_FILE).read_bytes(), type=Config)
             task = Task.from_json((folder / TASK_FILE).read_bytes())
         except FileNotFoundError:
-            raise UserError(
-                f"{folder} is not a coordinator's folder. Make one: `ayni coordinator init {folder.name} --task TASK.toml`."
-            ) from None
+            told = f"Make one with `ayni coordinator init {folder.name} --task TASK.toml`."
+            raise UserError(f"{folder} is not a coordinator's folder. {told}") from None
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise UserError(f"{folder / CONFIG_FILE}: {error}.") from None
         engine = open_database(config.database.replace("{home}", str(folder)))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import ayni
 from ayni.errors import AyniError, MissingExtraError
 from ayni.terminal import TerminalWatcher, print_json, size_text
+
+if TYPE_CHECKING:
+    from ayni.data.check import DataReport
 
 app = typer.Typer(
     name="ayni",
@@ -246,10 +249,28 @@ def data_check(
     if json:
         print_json(report)
     else:
-        for line in report.lines():
-            typer.echo(line)
+        _show(report)
     if not report.usable:
         raise typer.Exit(2)
+
+
+def _show(report: DataReport) -> None:
+    typer.echo(f"{report.path}: {report.num_images} labelled images that can be read")
+    for title, counts in (("per class", report.num_per_class), ("sizes", report.sizes)):
+        typer.echo(f"  {title}: " + ", ".join(f"{name}: {number}" for name, number in counts.items()))
+    lists = {
+        "equal pixels": [" = ".join(group) for group in report.duplicates],
+        "unreadable": [f"{bad.file} ({bad.reason})" for bad in report.unreadable],
+        "image without a label": report.images_without_label,
+        "label without an image": report.labels_without_image,
+        "warning": report.warnings,
+    }
+    for title, entries in lists.items():
+        for entry in entries[:10]:
+            typer.echo(f"  {title}: {entry}")
+        if len(entries) > 10:
+            typer.echo(f"  {title}: and {len(entries) - 10} more (--json lists all)")
+    typer.echo("  usable for training" if report.usable else "  NOT usable for training: mend the lines above first")
 
 
 def main() -> None:

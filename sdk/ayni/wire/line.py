@@ -183,12 +183,10 @@ def download(
     flush_folder(path.parent)
 
 
-def upload(
-    line: Line, kind: UploadKind, path: Path, purpose: str, on_bytes: OnBytes = lambda done, total: None
-) -> bytes:
+def upload(line: Line, kind: UploadKind, path: Path, on_bytes: OnBytes = lambda done, total: None) -> bytes:
     """Put an artefact; returns its SHA-256. Goes on where an earlier try was cut."""
     sha256, num_bytes = bytes.fromhex(sha256_file(path)), path.stat().st_size
-    reply, _ = line.ask(GetUpload(sha256=sha256), purpose)
+    reply, _ = line.ask(GetUpload(sha256=sha256), kind)
     if not isinstance(reply, UploadIs):
         raise PeerProtocolError("the coordinator did not say how much has arrived")
     if reply.stored:
@@ -207,7 +205,7 @@ def upload(
                     size = min(2 * size, LARGEST_CHUNK_BYTES)
 
         stored = False
-        for asked, answer, _ in line.ask_many(chunks(), purpose):
+        for asked, answer, _ in line.ask_many(chunks(), kind):
             if not isinstance(answer, UploadIs):
                 raise PeerProtocolError("the coordinator did not acknowledge a part")
             stored = answer.stored
