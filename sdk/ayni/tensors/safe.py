@@ -22,7 +22,14 @@ MAX_HEADER_BYTES = 4 << 20
 def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
     """Bytes of a safetensors file; `metadata` are strings in its header. The same input gives the same bytes."""
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    return safetensors.numpy.save(contiguous, dict(sorted(metadata.items())) if metadata else None)
+    data: bytes = safetensors.numpy.save(contiguous)
+    if not metadata:
+        return data
+    # the library writes metadata in the random order of a hash map; the order here is that of the names
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8:end])}).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[end:]])
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
