@@ -35,6 +35,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     database: str = "sqlite:///{home}/coordinator.sqlite"
     store: str = "{home}/store"
 
+    def to_toml(self) -> bytes:
+        """A JSON string is a TOML string, so four lines need no TOML writer."""
+        settings = msgspec.structs.asdict(self).items()
+        return b"".join(name.encode() + b" = " + msgspec.json.encode(value) + b"\n" for name, value in settings)
+
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorHome:
@@ -87,7 +92,7 @@ def create_home(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        write_atomic(aside / CONFIG_FILE, msgspec.toml.encode(config))
+        write_atomic(aside / CONFIG_FILE, config.to_toml())
         write_atomic(aside / TASK_FILE, task.to_json())
         SiteKeys.load_or_create(aside)
         if folder.exists():

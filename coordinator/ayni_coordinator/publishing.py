@@ -31,4 +31,4 @@ def publish_bundle(folder: Path, bundle: Path, name: str) -> str:
         add_artefact(home, session, "bundle", name, 0, data)
         version = publish(home, session, time.time())
         note(session, time.time(), "coordinator", f"published the bundle {name!r} in manifest {version}")
-    return f"Bundle {name!r} ({len(data)} bytes) is in manifest {version}. Sites get it: `ayni fetch HOME {name} FOLDER`."
+    return f"Bundle {name!r} ({len(data)} bytes) is in manifest {version}. Get it: `ayni fetch HOME {name} FOLDER`."
