@@ -15,6 +15,14 @@ def number(count: int) -> str:
     return _NUMBERS[count] if 0 <= count < len(_NUMBERS) else str(count)
 
 
+def count(amount: int, what: str) -> str:
+    """
+    >>> count(1, "clinic"), count(14, "hospital")
+    ('one clinic', '14 hospitals')
+    """
+    return f"{number(amount)} {what}{'' if amount == 1 else 's'}"
+
+
 def megabytes(num_bytes: float) -> str:
     """
     >>> megabytes(934_000), megabytes(20_100_000), megabytes(800)
@@ -35,10 +43,10 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
 
 
 def signed(difference: float) -> str:
@@ -60,43 +68,51 @@ def mean(values: Sequence[float]) -> float:
 
 
 def standard_error(auc: float, num_images: Sequence[int]) -> float:
-    """Of an AUC on so many images of two classes (Hanley and McNeil 1982, Radiology 143, equation 2).
+    """Of an AUC on so many healthy and so many ill (Hanley and McNeil 1982, Radiology 143:29-36).
 
     >>> round(standard_error(0.95, [234, 390]), 4)
-    0.0101
+    0.0083
     """
-    first, second = num_images
+    num_healthy, num_ill = num_images
     q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
-    variance = auc * (1 - auc) + (second - 1) * (q1 - auc * auc) + (first - 1) * (q2 - auc * auc)
-    return math.sqrt(max(variance, 0.0) / (first * second))
+    spread = auc * (1 - auc) + (num_ill - 1) * (q1 - auc * auc) + (num_healthy - 1) * (q2 - auc * auc)
+    return math.sqrt(max(spread, 0.0) / (num_healthy * num_ill))
 
 
 def headline(results: DemoResults) -> str:
     """What the federation brought, in one sentence that claims no more than the figures."""
     said = [_of_clinics(results.of_role("clinic")), _of_hospitals(results.of_role("hospital"))]
-    return "; ".join(part for part in said if part) + "."
+    sentence = "; ".join(part for part in said if part)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
 def _of_clinics(clinics: Sequence[SiteResult]) -> str:
     if not clinics:
         return ""
-    better = sum(clinic.gain > 0 for clinic in clinics)
-    if better == len(clinics):
-        who = "The clinic diagnoses" if better == 1 else f"All {number(better)} clinics diagnose"
+    verdicts = [verdict(clinic.gain) for clinic in clinics]
+    better, total = verdicts.count("gain"), len(clinics)
+    if better == total:
+        who = {1: "The clinic diagnoses", 2: "Both clinics diagnose"}.get(
+            total, f"All {number(total)} clinics diagnose"
+        )
         return f"{who} better together than alone"
-    some = number(better).capitalize()
-    return f"{some} of {number(len(clinics))} clinics {'diagnoses' if better == 1 else 'diagnose'} better together than alone"
+    others = "" if "loss" in verdicts else ", and none worse"
+    verb = "diagnoses" if better == 1 else "diagnose"
+    who = f"{number(better).capitalize()} of {number(total)} clinics {verb}" if better else "No clinic diagnoses"
+    return f"{who} better together than alone{others}"
 
 
 def _of_hospitals(hospitals: Sequence[SiteResult]) -> str:
-    losers = [hospital.name for hospital in hospitals if hospital.gain < -LEVEL]
     if not hospitals:
         return ""
+    verdicts = [verdict(hospital.gain) for hospital in hospitals]
+    losers = [hospital.name for hospital, found in zip(hospitals, verdicts, strict=True) if found == "loss"]
     if losers:
         return f"{' and '.join(losers)} lost by it"
-    if all(hospital.gain > LEVEL for hospital in hospitals):
+    if "level" not in verdicts:
         return "the hospital gained too" if len(hospitals) == 1 else "the hospitals gained too"
-    return "the hospital lost nothing" if len(hospitals) == 1 else "no hospital lost by it"
+    none = "the hospital did not lose" if len(hospitals) == 1 else "no hospital lost"
+    return f"{none} by it" if min(hospital.gain for hospital in hospitals) >= 0 else f"{none} more than {LEVEL} of AUC"
 
 
 def of_classes(counts: Mapping[str, int]) -> str:
