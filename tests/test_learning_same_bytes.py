@@ -9,7 +9,7 @@ from ayni.tensors import safe
 
 
 def test_the_same_tensors_and_metadata_give_the_same_bytes_in_whatever_order() -> None:
-    tensors = {"b": np.ones((2, 3), np.float32), "a": np.zeros(5, np.uint8)}
+    tensors: dict[str, safe.Array] = {"b": np.ones((2, 3), np.float32), "a": np.zeros(5, np.uint8)}
     metadata = {f"key {i}": str(i) for i in range(9)}  # nine keys: one order in 362,880 by chance
     turned = dict(reversed(metadata.items()))
     first = safe.encode(tensors, metadata)

@@ -117,7 +117,7 @@ def auc_standard_error(auc: float, labels_M: Tensor) -> float:
 
     >>> import torch
     >>> round(auc_standard_error(0.9, torch.tensor([1] * 50 + [0] * 50)), 4)
-    0.0313
+    0.0321
     """
     counts = np.bincount(labels_M.numpy())
     num_positive = int(counts[counts > 0].min())

@@ -5,7 +5,6 @@ B = images, F = features, C = classes, h x w = the feature map.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -66,10 +65,15 @@ def _use_group_norm(module: nn.Module) -> None:
     """MONAI's ResNet hands `norm` to its stem alone; its blocks would keep batch normalisation."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            num_groups = math.gcd(child.num_features, LARGEST_NUM_GROUPS)
-            setattr(module, name, nn.GroupNorm(num_groups, child.num_features))
+            setattr(module, name, nn.GroupNorm(num_groups_of(child.num_features), child.num_features))
         else:
             _use_group_norm(child)
+
+
+def num_groups_of(num_channels: int) -> int:
+    """The most groups, up to 8, of at least two channels: one channel of one pixel would be normalised to nothing."""
+    fitting = (n for n in range(LARGEST_NUM_GROUPS, 0, -1) if num_channels % n == 0 and num_channels // n >= 2)
+    return next(fitting, 1)
 
 
 def seeded_network(settings: ResNetSettings, task: Task, seed: int) -> Network:

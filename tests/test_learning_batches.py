@@ -1,0 +1,96 @@
+"""Batches, hold-out, figures and calibration, with numbers by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from ayni.learning.batches import Normaliser, augment, batch_indices
+from ayni.learning.learners import learning_rate_at
+from ayni.learning.models import auc_standard_error
+from ayni.learning.scores import calibration_temperature, score
+from ayni.learning.site_data import held_out
+from ayni.task import TrainingSettings
+
+
+def test_every_image_comes_once_per_pass_and_passes_differ() -> None:
+    steps = [batch_indices(10, 4, step, seed=1) for step in range(5)]  # 20 positions: two passes
+    order = np.concatenate(steps)
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10].tolist() != order[10:].tolist()
+
+
+def test_a_batch_depends_on_its_step_alone() -> None:
+    assert batch_indices(7, 3, 100, seed=5).tolist() == batch_indices(7, 3, 100, seed=5).tolist()
+    assert batch_indices(7, 3, 100, seed=5).tolist() != batch_indices(7, 3, 100, seed=6).tolist()
+
+
+def test_fewer_images_than_a_batch_are_repeated() -> None:
+    assert np.bincount(batch_indices(3, 9, 0, seed=0)).tolist() == [3, 3, 3]
+
+
+def test_of_each_class_a_part_is_held_out_and_never_all() -> None:
+    labels_N = np.array([0] * 50 + [1] * 2 + [2])
+    out_N = held_out(labels_N, 0.2, seed=0)
+    assert np.bincount(labels_N[out_N], minlength=3).tolist() == [10, 1, 0]
+    assert out_N.tolist() == held_out(labels_N, 0.2, seed=0).tolist()
+    assert out_N.tolist() != held_out(labels_N, 0.2, seed=3).tolist()
+
+
+def test_normalised_pixels_by_hand() -> None:
+    pixels_NHWC = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
+    normalise = Normaliser.of(pixels_NHWC)
+    assert (normalise.mean, normalise.std) == ((0.5,), (0.5,))
+    assert normalise(torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2)).flatten().tolist() == [-1.0, 1.0]
+
+
+def test_augmentation_keeps_left_left_and_is_the_same_for_the_same_seed() -> None:
+    x_BCHW = torch.linspace(-1, 1, 28).view(1, 1, 1, 28).expand(16, 1, 28, 28)  # brighter to the right
+    varied = augment(x_BCHW, seed=3)
+    assert (varied[..., 14:].mean(dim=(1, 2, 3)) > varied[..., :14].mean(dim=(1, 2, 3))).all()
+    assert torch.equal(varied, augment(x_BCHW, seed=3))
+    assert not torch.equal(varied, augment(x_BCHW, seed=4))
+
+
+def test_the_learning_rate_rises_falls_and_ends_at_nothing() -> None:
+    training = TrainingSettings(rounds=1, learning_rate=0.5)
+    rates = [learning_rate_at(number, 100, training) for number in range(101)]
+    assert rates[0] == pytest.approx(0.5 / 3)  # warm-up: 3 % of 100 steps
+    assert rates[3] == pytest.approx(0.5)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[3:]))
+    assert rates[100] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_area_and_recall_by_hand() -> None:
+    logits_NC = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
+    scores = score(logits_NC, torch.tensor([0, 0, 1, 1]))
+    assert scores.auc == pytest.approx(0.75)  # of four pairs, (third, second) is in the wrong order
+    assert scores.balanced_accuracy == pytest.approx(0.5)  # of each class one of two
+
+
+def test_figures_are_of_the_images_given_also_if_a_class_has_none() -> None:
+    logits_NC = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert score(logits_NC, torch.tensor([0, 1])).balanced_accuracy == 1.0
+    alone = score(logits_NC, torch.tensor([0, 0]))
+    assert (alone.auc, alone.balanced_accuracy) == (0.5, 0.5)
+
+
+def test_calibration_finds_the_temperature_that_made_the_logits() -> None:
+    # 3 of 4 right with logits (0, 2 ln 3): they claim 9/10, so halving them is calibrated
+    logits_NC = torch.tensor([[0.0, 2 * np.log(3.0)]]).repeat(40, 1)
+    labels_N = torch.tensor([1, 1, 1, 0] * 10)
+    assert calibration_temperature(logits_NC, labels_N) == pytest.approx(2.0, rel=0.02)
+
+
+def test_calibration_says_nothing_when_there_is_nothing_to_say() -> None:
+    logits_NC = torch.tensor([[0.0, 9.0]])
+    assert calibration_temperature(logits_NC.repeat(8, 1), torch.tensor([0, 1] * 4)) == 1.0
+    assert calibration_temperature(logits_NC.repeat(40, 1), torch.ones(40, dtype=torch.int64)) == 1.0
+
+
+def test_few_images_make_an_area_uncertain() -> None:
+    few, many = torch.tensor([0, 1] * 5), torch.tensor([0, 1] * 500)
+    assert auc_standard_error(0.9, few) > 5 * auc_standard_error(0.9, many)

@@ -1,0 +1,383 @@
+"""Rounds at a site: which weights travel, what is carried over, and that a cut changes no bit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from ayni.jobs import Done, Event, Failed, FinishTraining, Job, Progress, SiteContext, TrainAlone, TrainRound
+from ayni.learning.networks import initial_weights
+from ayni.learning.state import TrainingFolder, read_history, read_state
+from ayni.learning.worker import answer_line
+from ayni.task import (
+    FedHelpSettings,
+    GuidanceSettings,
+    ImageSettings,
+    NetworkSettings,
+    ResNetSettings,
+    Role,
+    Task,
+    TrafficSettings,
+    TrainingSettings,
+)
+from ayni.tensors import safe
+from ayni.tensors.image_set import ImageSet, ImageSetInfo, encode_image_set
+from ayni.tensors.safe import Floats
+from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
+from ayni.tensors.update import decode_update, encode_whole
+from ayni.trained_model import TrainedModel
+
+DEMO = Path(__file__).parents[1] / "coordinator/ayni_coordinator/demo/pneumoniamnist.npz"
+TINY = ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8), stem_stride=2)
+TASK = Task(
+    name="tiny",
+    title="Tiny",
+    classes=("normal", "pneumonia"),
+    image=ImageSettings(height=28, width=28),
+    training=TrainingSettings(rounds=3, steps_per_round=4, batch_size=8),
+    networks=NetworkSettings(small=TINY, large=msgspec.structs.replace(TINY, layers=(2, 1, 1, 1))),
+    guidance=GuidanceSettings(source="onnx"),
+)
+NUM_PUBLIC = 20
+
+
+def replace(task: Task, **changes: object) -> Task:
+    return msgspec.structs.replace(task, **changes)
+
+
+class Bench:
+    """A site's folder and the artefacts that a coordinator would have sent, all as real files."""
+
+    def __init__(self, folder: Path, task: Task = TASK) -> None:
+        self.folder, self.task = folder, task
+        folder.mkdir(parents=True, exist_ok=True)
+        with np.load(DEMO) as demo:
+            train, labels, public = demo["train_images"], demo["train_labels"], demo["val_images"]
+        np.savez(folder / "data.npz", images=train[:60], labels=labels[:60])
+        pixels_NHWC = public[:NUM_PUBLIC, :, :, None]
+        info = ImageSetInfo(name="public", licence="CC-BY-4.0", shape=pixels_NHWC.shape)
+        data = encode_image_set(ImageSet(info, pixels_NHWC))
+        self.public, self.public_sha256 = self.write("public", data), hashlib.sha256(data).hexdigest()
+        self.guidance = self.targets("guidance", ("cat", "dog", "fox"))
+        self.write("task.json", task.to_json())
+        self.start = initial_weights(task)
+        self.whole = self.write("global", encode_whole(self.start, "fp16"))
+
+    def write(self, name: str, data: bytes) -> str:
+        (self.folder / name).write_bytes(data)
+        return str(self.folder / name)
+
+    def targets(self, name: str, classes: tuple[str, ...]) -> str:
+        logits_NC = np.random.default_rng(1).normal(size=(NUM_PUBLIC, len(classes))).astype(np.float32)
+        info = TargetsInfo(
+            source="foundation",
+            image_set=self.public_sha256,
+            model_name=name,
+            model_version="1",
+            licence="",
+            classes=classes,
+            bits=16,
+        )
+        return self.write(name, encode_targets(Targets(info, logits_NC)))
+
+    def context(self, home: str, role: Role = "clinic") -> SiteContext:
+        return SiteContext(
+            home=str(self.folder / home),
+            task_path=str(self.folder / "task.json"),
+            site="clinic-x",
+            role=role,
+            participation="weights",
+            data=str(self.folder / "data.npz"),
+        )
+
+    def round(self, home: str, number: int = 1, role: Role = "clinic", **changes: object) -> TrainRound:
+        job = TrainRound(
+            context=self.context(home, role),
+            round_number=number,
+            global_model=[self.whole],
+            global_digest=safe.digest(self.start),
+            public_set=self.public,
+            guidance=self.guidance if role == "clinic" else None,
+            consensus=None,
+            update_out=str(self.folder / home / f"update-{number}"),
+            soft_labels_out=None,
+        )
+        return msgspec.structs.replace(job, **changes)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def events_of(job: Job) -> list[Event]:
+    events: list[Event] = []
+    answer_line(msgspec.json.encode(job), events.append)
+    return events
+
+
+def done(job: Job) -> Done:
+    last = events_of(job)[-1]
+    assert isinstance(last, Done), last
+    return last
+
+
+def failed(job: Job) -> Failed:
+    last = events_of(job)[-1]
+    assert isinstance(last, Failed), last
+    return last
+
+
+def update(bench: Bench, home: str, number: int = 1) -> bytes:
+    return (bench.folder / home / f"update-{number}").read_bytes()
+
+
+def part_of(bench: Bench, home: str, number: int, part: str = "small.") -> dict[str, Floats]:
+    state = read_state(TrainingFolder(bench.folder / home).state_after(number))
+    assert state
+    return {
+        name.removeprefix(part): np.asarray(state.tensors[name], np.float32)
+        for name in state.tensors
+        if name.startswith(part)
+    }
+
+
+@pytest.mark.parametrize("role", ["clinic", "hospital"])
+def test_what_an_update_leaves_out_is_owed_and_sent_later(bench: Bench, role: Role) -> None:
+    done(bench.round("home", 1, role))
+    shapes = {name: value.shape for name, value in bench.start.items()}
+    owed: dict[str, Floats] = {name: np.zeros_like(value) for name, value in bench.start.items()}
+    for number in (1, 2):
+        if number == 2:
+            done(bench.round("home", 2, role))
+        sent = decode_update(update(bench, "home", number), shapes, bench.start)
+        trained, residual = part_of(bench, "home", number), part_of(bench, "home", number, "residual.")
+        for name, start in bench.start.items():
+            # trained - start + owed before = sent - start + owed after
+            np.testing.assert_allclose(
+                trained[name] - start + owed[name], sent[name] - start + residual[name], atol=1e-6
+            )
+        owed = residual
+
+
+def test_a_hospital_sends_its_proxy_and_never_the_large_network(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(TASK, traffic=TrafficSettings(form="fp32")))
+    done(bench.round("home", 1, "hospital"))
+    sent = safe.decode(update(bench, "home"))
+    assert {name: value.shape for name, value in sent.items()} == {n: v.shape for n, v in bench.start.items()}
+    proxy = part_of(bench, "home", 1)
+    assert all((sent[name] == proxy[name]).all() for name in sent)
+    assert any((sent[name] != bench.start[name]).any() for name in sent)
+
+
+def test_the_proxy_and_the_clinic_start_each_round_from_the_global_model(tmp_path: Path) -> None:
+    slow = msgspec.structs.replace(TASK.training, learning_rate=1e-30)
+    bench = Bench(tmp_path, replace(TASK, training=slow, traffic=TrafficSettings(form="fp32")))
+    for role in ("clinic", "hospital"):
+        for number in (1, 2):
+            done(bench.round(role, number, role))
+        sent = safe.decode(update(bench, role, 2))
+        for name, start in bench.start.items():
+            assert np.abs(np.asarray(sent[name], np.float32) - start).max() < 1e-7
+
+
+def test_the_public_head_stays_at_the_clinic_and_is_kept(bench: Bench) -> None:
+    done(bench.round("home", 1))
+    first = part_of(bench, "home", 1, "public_head.")
+    done(bench.round("home", 2))
+    second = part_of(bench, "home", 2, "public_head.")
+    assert first["weight"].shape == (3, 8)  # the foundation model's three classes, not the task's two
+    difference = np.abs(second["weight"] - first["weight"]).max()
+    assert 0 < difference < 0.01  # four more Adam steps of at most .001 each, not a fresh head
+    assert not any("public" in name for name in bench.start)
+
+
+def test_guidance_shapes_the_extractor_and_never_the_diagnosis_head(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    other = Bench(tmp_path / "other", replace(TASK, fedhelp=FedHelpSettings(guidance_weight=0.0)))
+    done(bench.round("home"))
+    done(other.round("home"))
+    helped, unhelped = part_of(bench, "home", 1), part_of(other, "home", 1)
+    assert (helped["extractor.stem.weight"] != unhelped["extractor.stem.weight"]).any()
+
+
+@pytest.mark.parametrize("role", ["clinic", "hospital"])
+def test_a_killed_round_goes_on_to_the_same_bytes(tmp_path: Path, role: Role) -> None:
+    training = msgspec.structs.replace(TASK.training, steps_per_round=60)
+    bench = Bench(tmp_path, replace(TASK, training=training))
+    done(bench.round("uncut", 1, role))
+
+    job = bench.round("cut", 1, role)
+    code = "from ayni.learning import steps, worker; steps.CHECKPOINT_EVERY_S = 0.0; worker.main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdin
+        assert worker.stdout
+        worker.stdin.write(msgspec.json.encode(job) + b"\n")
+        worker.stdin.flush()
+        for line in worker.stdout:
+            event = msgspec.json.decode(line, type=Event)
+            assert isinstance(event, Progress), event
+            if event.step > 5:
+                os.kill(worker.pid, signal.SIGKILL)
+                break
+    assert not (bench.folder / "cut" / "update-1").exists()
+    checkpoint = read_state(TrainingFolder(bench.folder / "cut").checkpoint("federated"))
+    assert checkpoint
+    assert 0 < checkpoint.info.step < 60
+
+    first = next(event for event in events_of(job) if isinstance(event, Progress))
+    assert first.step > checkpoint.info.step  # it went on, and did not begin again
+    assert update(bench, "cut") == update(bench, "uncut")
+    assert part_of(bench, "cut", 1, "").keys() == part_of(bench, "uncut", 1, "").keys()
+    for name, value in part_of(bench, "cut", 1, "").items():
+        np.testing.assert_array_equal(value, part_of(bench, "uncut", 1, "")[name])
+
+
+def test_a_round_asked_twice_gives_the_same_bytes_without_training_again(bench: Bench) -> None:
+    for number in (1, 2):
+        done(bench.round("home", number))
+    first = update(bench, "home", 2)
+    (bench.folder / "home" / "update-2").unlink()
+    events = events_of(bench.round("home", 2))
+    assert update(bench, "home", 2) == first
+    assert [type(event) for event in events] == [Done]
+    assert [line.round for line in read_history(bench.folder / "home/training/history.jsonl")] == [0, 1, 2]
+
+
+def test_only_the_last_state_and_the_one_before_are_kept(bench: Bench) -> None:
+    for number in (1, 2, 3):
+        done(bench.round("home", number))
+    names = sorted(file.name for file in (bench.folder / "home/training").iterdir())
+    assert names == ["history.jsonl", "state-after-0002.safetensors", "state-after-0003.safetensors"]
+
+
+def test_a_round_of_the_past_is_refused(bench: Bench) -> None:
+    done(bench.round("home", 2))
+    answer = failed(bench.round("home", 1))
+    assert answer.user_error
+    assert "already at round 2" in answer.message
+
+
+def test_a_global_model_that_is_not_the_promised_one_is_not_trained_on(bench: Bench) -> None:
+    answer = failed(bench.round("home", global_digest="0" * 64))
+    assert not answer.user_error
+    assert "IntegrityError: the global model's digest" in answer.message
+
+
+def test_targets_of_another_public_set_are_refused(bench: Bench) -> None:
+    bench.public_sha256 = "1" * 64
+    answer = failed(bench.round("home", guidance=bench.targets("other", ("a", "b"))))
+    assert "made for another public set" in answer.message
+
+
+def test_targets_alone_train_a_clinic_and_no_weights_travel(bench: Bench) -> None:
+    context = msgspec.structs.replace(bench.context("home"), participation="distill")
+    consensus = bench.targets("consensus", TASK.classes)
+    job = bench.round("home", context=context, global_model=[], global_digest="", consensus=consensus, update_out=None)
+    done(job)
+    without = msgspec.structs.replace(context, home=str(bench.folder / "without"))
+    done(msgspec.structs.replace(job, context=without, consensus=None))
+    helped, unhelped = part_of(bench, "home", 1), part_of(bench, "without", 1)
+    assert (helped["head.weight"] != unhelped["head.weight"]).any()  # the consensus teaches the diagnosis head
+    assert not list((bench.folder / "home").glob("update*"))
+
+
+def test_a_hospital_answers_the_public_set_in_log_probabilities(bench: Bench) -> None:
+    out = str(bench.folder / "soft")
+    done(bench.round("home", 1, "hospital", soft_labels_out=out))
+    answer = decode_targets(Path(out).read_bytes())
+    assert answer.info.source == "hospital"
+    assert answer.info.classes == TASK.classes
+    assert answer.info.image_set == bench.public_sha256
+    assert answer.logits_NC.shape == (NUM_PUBLIC, 2)
+    assert answer.logits_NC.min() >= -12
+    np.testing.assert_allclose(np.exp(answer.logits_NC).sum(axis=1), 1, atol=0.02)  # 8 bits
+
+
+def test_too_little_memory_is_said_with_a_remedy_and_the_worker_lives_on(bench: Bench) -> None:
+    tight = msgspec.structs.replace(bench.context("home"), memory_mb=10)
+    answer = failed(bench.round("home", context=tight))
+    assert answer.user_error
+    assert "this site allows 10" in answer.message
+    assert "batch_size" in answer.message
+    done(bench.round("home"))
+
+
+def test_missing_data_are_the_users_error_with_a_next_step(bench: Bench) -> None:
+    away = msgspec.structs.replace(bench.context("home"), data=str(bench.folder / "away"))
+    answer = failed(bench.round("home", context=away))
+    assert answer.user_error
+    assert "labels.csv" in answer.message
+
+
+@pytest.mark.parametrize("role", ["clinic", "hospital"])
+def test_the_last_round_gives_a_model_to_export(bench: Bench, role: Role) -> None:
+    done(bench.round("home", 1, role))
+    finish = FinishTraining(
+        context=bench.context("home", role),
+        rounds=1,
+        global_model=[bench.whole],
+        global_digest=safe.digest(bench.start),
+    )
+    scores = done(finish).scores
+    folder = bench.folder / "home/models/federated"
+    model = TrainedModel.read(folder)
+    assert model.validation == scores["federated"]
+    assert model.network == (TASK.networks.large if role == "hospital" else TASK.networks.small)
+    assert sum(model.num_train_per_class.values()) + sum(model.num_holdout_per_class.values()) == 60
+    assert model.steps == 3 * 4 * (2 if role == "clinic" else 1)  # rounds x steps, public ones between at a clinic
+    weights = safe.decode((folder / "weights.safetensors").read_bytes())
+    assert {name.split(".")[0] for name in weights} == {"extractor", "head"}
+
+
+def test_training_alone_goes_on_after_a_cut_to_the_same_model(bench: Bench) -> None:
+    class CutError(Exception):
+        pass
+
+    def cut_at(step_count: int) -> Callable[[Event], None]:
+        seen: list[Event] = []
+
+        def tell(event: Event) -> None:
+            seen.append(event)
+            if len(seen) == step_count:
+                raise CutError
+
+        return tell
+
+    from ayni.learning import steps
+    from ayni.learning.finish import train_alone
+
+    done(TrainAlone(context=bench.context("uncut")))
+    every = steps.CHECKPOINT_EVERY_S
+    steps.CHECKPOINT_EVERY_S = 0.0
+    try:
+        with pytest.raises(CutError):
+            train_alone(TrainAlone(context=bench.context("cut")), cut_at(2))
+    finally:
+        steps.CHECKPOINT_EVERY_S = every
+    assert TrainingFolder(bench.folder / "cut").checkpoint("alone").exists()
+    done(TrainAlone(context=bench.context("cut")))
+    weights = [(bench.folder / home / "models/alone/weights.safetensors").read_bytes() for home in ("cut", "uncut")]
+    assert weights[0] == weights[1]
+    lines = [read_history(bench.folder / home / "training/history-alone.jsonl") for home in ("cut", "uncut")]
+    assert lines[0] == lines[1]
+    assert [line.round for line in lines[0]] == [0, 1, 2, 3]
+
+
+def test_nothing_but_events_reaches_stdout_and_a_bad_line_is_answered(bench: Bench) -> None:
+    data = b'{"type":"no such job"}\n' + msgspec.json.encode(bench.round("home")) + b"\n"
+    run = subprocess.run([sys.executable, "-m", "ayni.learning.worker"], input=data, capture_output=True)
+    events = [msgspec.json.decode(line, type=Event) for line in run.stdout.splitlines()]
+    assert run.returncode == 0
+    assert isinstance(events[0], Failed)
+    assert isinstance(events[-1], Done)
+    assert all(isinstance(event, Progress) for event in events[1:-1])
