@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -22,19 +22,19 @@ Item = TypeVar("Item")
 
 EXPORT_HELP = """Make a signed bundle of the model in a site's folder.
 
-HOME is the folder of the site, BUNDLE the folder to write. An older bundle there is replaced, anything else is not.
+An older bundle of that name is replaced; anything else that is there is left alone.
 
-Example: ayni export ./north-clinic ./pneumonia-bundle
+Example: ayni export clinic-home pneumonia-bundle
 """
 
-DIAGNOSE_HELP = """Ask a bundle about images: a report to read (report.html), and the same as JSON.
+DIAGNOSE_HELP = """Ask a bundle about images: a report to read (report.html), and the same as JSON (report.json).
 
-PNG, JPEG, .npy, NIfTI (one slice) and DICOM are read. The report goes to --out, or to a new folder
-NAME-report here, NAME being the bundle's; a report is never overwritten.
+PNG, JPEG, .npy, NIfTI (one slice) and DICOM are read. The report goes to --out, or to a new folder here that is \
+named like the bundle with -report behind it. A report is never overwritten.
 
-Exit code: 0 all done; 3 some files could not be used, the others are done; 2 nothing was done.
+Exit codes: 0 all done; 3 some files could not be used and the others are done; 2 nothing was done.
 
-Example: ayni diagnose ./pneumonia-bundle chest1.png chest2.dcm --out ./report
+Example: ayni diagnose pneumonia-bundle chest1.png chest2.dcm --out report
 """
 
 
@@ -45,12 +45,13 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    home: Annotated[Path, typer.Argument(help="The folder of the site.")],
-    bundle: Annotated[Path, typer.Argument(help="The folder to write.")],
+    home: Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")],
+    bundle: Annotated[Path, typer.Argument(help="The folder to write.", metavar="BUNDLE")],
     alone: Annotated[bool, typer.Option("--alone", help="The model trained without the federation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For a program: the metadata on stdout.")] = False,
 ) -> None:
     from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, SiteKeys, fingerprint
+    from ayni.terminal import TerminalWatcher, print_json
 
     signing = SiteKeys.load(home)
     certificate_file = home / KEY_FOLDER / CERTIFICATE_FILE
@@ -59,24 +60,23 @@ def export(
         from ayni_export.export import export_model
     except ModuleNotFoundError as error:
         raise MissingExtraError("export", "export") from error
-    model_folder = home / "models" / ("alone" if alone else "federated")
-    info = export_model(model_folder, bundle, signing_key=signing.signing, certificate=certificate)
+    with TerminalWatcher() as watcher:
+        watcher.progress("exporting and checking the model", 0, 1)
+        model_folder = home / "models" / ("alone" if alone else "federated")
+        info = export_model(model_folder, bundle, signing_key=signing.signing, certificate=certificate)
+    signer = fingerprint(signing.signing_public)
     if as_json:
-        import msgspec
-
-        typer.echo(msgspec.json.format(msgspec.json.encode(info), indent=2).decode())
+        print_json({"bundle": str(bundle), "signer": signer, "info": info})
         return
-    parity = info.models[0].parity
     typer.echo(f"{bundle}: {info.name}, version {info.version}")
-    typer.echo(
-        f"signed by {fingerprint(signing.signing_public)}; ONNX Runtime agrees with torch to {parity.logits:.1e}"
-    )
+    typer.echo(f"Signed by {signer}: give this fingerprint to those who will use the bundle, by telephone.")
+    typer.echo(f"ONNX Runtime agrees with torch to {info.models[0].parity.logits:.1e} on the logits.")
     typer.echo(f"Next: ayni diagnose {bundle} IMAGE...")
 
 
 def diagnose(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    images: Annotated[list[Path], typer.Argument(help="The images.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")],
+    images: Annotated[list[Path], typer.Argument(help="The images.", metavar="IMAGE...")],
     out: Annotated[Path | None, typer.Option("--out", help="The folder for the report.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For a program: the report on stdout as JSON.")] = False,
     resize: Annotated[bool, typer.Option("--resize", help="Scale larger images down to the model's size.")] = False,
@@ -87,6 +87,7 @@ def diagnose(
         bool, typer.Option("--allow-burned-in", help="Take DICOM images with text burned in (it may name the patient).")
     ] = False,
 ) -> None:
+    from ayni.terminal import print_json
     from ayni_export.bundle import read_bundle
 
     opened = read_bundle(bundle, signer=signer)
@@ -107,7 +108,7 @@ def diagnose(
     made = report.make_report(opened, entries, created=created, device=session.device)
     _write_report(folder, report.report_html(opened, made, entries), report.report_json(made))
     if as_json:
-        sys.stdout.write(report.report_json(made).decode())
+        print_json(made)
     else:
         _print_table(made, folder)
     if any(image.error for image in made.images):
@@ -115,24 +116,18 @@ def diagnose(
 
 
 def with_progress(items: Iterable[Item], num_items: int, what: str) -> Iterator[Item]:
-    """Pass the items on; show a bar on stderr once it has taken two seconds."""
-    start_s = time.monotonic()
-    bar = None
-    try:
-        for num_done, item in enumerate(items, start=1):
-            if bar is None and time.monotonic() - start_s > PATIENCE_S and num_done < num_items:
-                from rich.console import Console
-                from rich.progress import Progress
+    """Pass the items on; say how far it is once it has taken two seconds."""
+    from ayni.terminal import TerminalWatcher
 
-                bar = Progress(console=Console(stderr=True), transient=True)
-                task = bar.add_task(what, total=num_items)
-                bar.start()
+    start_s = time.monotonic()
+    watcher = None
+    with ExitStack() as stack:
+        for num_done, item in enumerate(items, start=1):
+            if watcher is None and time.monotonic() - start_s > PATIENCE_S:
+                watcher = stack.enter_context(TerminalWatcher())
+            if watcher is not None:
+                watcher.progress(what, num_done, num_items)
             yield item
-            if bar is not None:
-                bar.update(task, completed=num_done)
-    finally:
-        if bar is not None:
-            bar.stop()
 
 
 def _report_folder(bundle: Path, out: Path | None) -> Path:

@@ -108,7 +108,9 @@ def check_parity(graph: DiagnosisGraph, onnx_model: bytes, model: TrainedModel) 
     """
     pixels_BKHW = parity_images(model.task.image.channels, model.task.image.height, model.task.image.width)
     expected = _torch_outputs(graph, pixels_BKHW, model)
-    session = onnxruntime.InferenceSession(onnx_model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # as in diagnosis
+    session = onnxruntime.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
     together = session.run(list(OUTPUTS), {"pixels": pixels_BKHW})
     alone = [session.run(list(OUTPUTS), {"pixels": pixels_BKHW[i : i + 1]}) for i in range(len(pixels_BKHW))]
     worst: dict[str, float] = {}
