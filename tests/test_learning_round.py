@@ -381,3 +381,18 @@ def test_nothing_but_events_reaches_stdout_and_a_bad_line_is_answered(bench: Ben
     assert isinstance(events[0], Failed)
     assert isinstance(events[-1], Done)
     assert all(isinstance(event, Progress) for event in events[1:-1])
+
+
+def test_training_ends_with_the_agent_that_asked_for_it(tmp_path: Path) -> None:
+    training = msgspec.structs.replace(TASK.training, steps_per_round=1_000_000)
+    bench = Bench(tmp_path, replace(TASK, training=training))
+    command = [sys.executable, "-m", "ayni.learning.worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        assert worker.stdin
+        assert worker.stdout
+        assert worker.stderr
+        worker.stdin.write(msgspec.json.encode(bench.round("home")) + b"\n")
+        worker.stdin.flush()
+        worker.stdout.readline()
+        worker.stdout.close()
+        assert b"Traceback" not in worker.stderr.read()  # returns when the process has ended

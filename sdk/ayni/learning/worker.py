@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 import msgspec
@@ -38,11 +39,13 @@ def run_job(job: Job, tell: Tell) -> Done:
 
 
 def answer_line(line: bytes, tell: Callable[[Event], None]) -> None:
-    """One job: its progress, then Done or Failed; raises nothing."""
+    """One job: its progress, then Done or Failed. Raises BrokenPipeError when nobody listens any more."""
     try:
         tell(run_job(msgspec.json.decode(line, type=Job), tell))
     except UserError as error:
         tell(Failed(message=str(error), user_error=True))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         tell(Failed(message=f"{type(error).__name__}: {error}", user_error=False))
@@ -62,7 +65,8 @@ def serve(jobs: BinaryIO, events: BinaryIO) -> None:
 
 def main() -> None:
     """Events go to the real stdout; whatever else prints there (libraries) goes to stderr."""
-    with os.fdopen(os.dup(1), "wb") as events:
+    # when the agent ends, so does its training
+    with suppress(KeyboardInterrupt, BrokenPipeError), os.fdopen(os.dup(1), "wb") as events:
         os.dup2(2, 1)
         serve(sys.stdin.buffer, events)
 
