@@ -21,7 +21,7 @@ from ayni.keys import CurveKeys
 
 PREFIX = "AYNI1-"
 _FIXED = struct.Struct(">16s32sI")
-_ENDPOINT = re.compile(r"^tcp://[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
+_ENDPOINT = re.compile(r"tcp://[A-Za-z0-9.\-\[\]:]+:(\d{1,5})")
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # no repr: the secret must not reach a log
@@ -71,5 +71,6 @@ class Invitation:
 
 
 def check_endpoint(endpoint: str) -> None:
-    if not _ENDPOINT.match(endpoint):
+    found = _ENDPOINT.fullmatch(endpoint)
+    if found is None or not 0 < int(found[1]) < 65536:
         raise UserError(f"{endpoint!r} is no address of a coordinator; it looks like tcp://name.example.org:7700.")
