@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ayni_export.bundle import read_bundle
-from trained_home import exported_bundle, save_xray, trained_home
+from trained_home import exported_bundle, save_xray, trained_home, xrays
 
 # The real command line; at the end it says what the process held.
 COMMAND = """
@@ -92,7 +93,9 @@ def test_the_report_loads_nothing_from_anywhere(tmp_path: Path) -> None:
 
 def test_diagnosis_holds_little_memory_and_never_torch(tmp_path: Path) -> None:
     paths = [save_xray(tmp_path / f"{i}.png", i) for i in range(8)]
-    done = ayni("diagnose", exported_bundle(), *paths, cwd=tmp_path)
+    detector = np.kron(xrays()["test_images"][8].astype(np.uint16) * 16, np.ones((90, 100), np.uint16))
+    np.save(tmp_path / "detector.npy", detector)  # 2520 x 2800 pixels of 16 bits, as from a real detector
+    done = ayni("diagnose", exported_bundle(), *paths, tmp_path / "detector.npy", "--resize", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     peak_kb, torch_loaded, monai_loaded = re.findall(r"HELD (\d+) (\w+) (\w+)", done.stderr)[0]
     assert int(peak_kb) < 150 * 1024

@@ -19,7 +19,8 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
-from ayni.data.images import MAX_PIXELS, prepare, read_image, to_eight_bits
+from ayni.data.eight_bits import MAX_PIXELS, to_eight_bits
+from ayni.data.images import prepare, read_image
 from ayni.errors import DataError
 from ayni.task import ImageSettings
 
@@ -149,6 +150,28 @@ def test_a_voi_lookup_table_is_applied(tmp_path: Path) -> None:
     dataset = dicom(np.array([[0, 1, 2, 9]], np.uint16), VOILUTSequence=[item])
     pixels = read_image(save_dicom(tmp_path / "x.dcm", dataset))
     assert pixels[0, :, 0].tolist() == [0, 50, 100, 255]
+
+
+def test_eight_bits_stay_as_they_are_though_the_header_gives_them_a_unit(tmp_path: Path) -> None:
+    dataset = dicom(RAMP, RescaleSlope="1", RescaleIntercept="0")
+    assert read_image(save_dicom(tmp_path / "x.dcm", dataset))[:, :, 0].tolist() == RAMP.tolist()
+
+
+def test_a_negative_slope_turns_black_and_white(tmp_path: Path) -> None:
+    dataset = dicom(np.array([[0, 1000, 2000]], np.uint16), RescaleSlope="-1", RescaleIntercept="2000")
+    assert read_image(save_dicom(tmp_path / "x.dcm", dataset))[0, :, 0].tolist() == [255, 128, 0]
+
+
+def test_a_large_image_is_scaled_as_a_small_one(tmp_path: Path) -> None:
+    deep = np.arange(1024 * 1024, dtype=np.uint32).reshape(1024, 1024)  # four blocks of rows
+    np.save(tmp_path / "x.npy", deep)
+    expected = np.floor(deep / (2**20 - 1) * 255 + 0.5)
+    assert (read_image(tmp_path / "x.npy")[:, :, 0] == expected).all()
+    dataset = dicom(
+        (deep // 64).astype(np.uint16), WindowCenter="4096", WindowWidth="8192", VOILUTFunction="LINEAR_EXACT"
+    )
+    expected = np.floor(np.minimum(deep // 64 / 8192, 1) * 255 + 0.5)
+    assert (read_image(save_dicom(tmp_path / "x.dcm", dataset))[:, :, 0] == expected).all()
 
 
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:

@@ -12,25 +12,19 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ayni.data.dicom import read_dicom
+from ayni.data.eight_bits import Pixels, UnreadableError, Values, check_num_pixels, to_eight_bits
 from ayni.errors import DataError, MissingExtraError
 from ayni.task import ImageSettings
 
+__all__ = ["Pixels", "prepare", "read_image"]
+
 MAX_FILE_BYTES = 256 * 2**20  # also of a file that is packed inside: a bomb stops here
-MAX_PIXELS = 50_000_000  # the largest X-ray detectors have some 20 million
 FORMATS = "PNG, JPEG, .npy, NIfTI or DICOM"
-DEFLATED_DICOM = "1.2.840.10008.1.2.1.99"
-
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-Values = np.ndarray[Any, np.dtype[Any]]
-
-
-class _UnreadableError(Exception):
-    """Why a file cannot be used and what to do; `read_image` adds the file's name."""
 
 
 def read_image(path: Path, *, allow_burned_in: bool = False) -> Pixels:
@@ -46,9 +40,10 @@ def read_image(path: Path, *, allow_burned_in: bool = False) -> Pixels:
         with warnings.catch_warnings():  # the libraries warn of oddities: what matters is checked below
             warnings.simplefilter("ignore")
             if data[128:132] == b"DICM":
-                return _checked(_read_dicom(path, allow_burned_in))
+                del data  # pydicom reads the file itself
+                return _checked(read_dicom(path, allow_burned_in=allow_burned_in))
             return _checked(_reader_of(data)(data))
-    except _UnreadableError as error:
+    except UnreadableError as error:
         raise DataError(f"{path}: {error}") from None
     except MissingExtraError:
         raise
@@ -67,7 +62,7 @@ def prepare(pixels_HWC: Pixels, settings: ImageSettings, *, resize: bool, name: 
     only if its channels are equal. Raises DataError, in which `name` stands for the image.
     """
     if settings.channels == 1 and pixels_HWC.shape[2] == 3:
-        if not (pixels_HWC == pixels_HWC[:, :, :1]).all():
+        if any((pixels_HWC[:, :, 0] != pixels_HWC[:, :, channel]).any() for channel in (1, 2)):
             raise DataError(f"{name} is in colour and the model takes grey images. Convert it to grey first.")
         pixels_HWC = pixels_HWC[:, :, :1]
     elif settings.channels == 3 and pixels_HWC.shape[2] == 1:
@@ -95,28 +90,6 @@ def _fit(pixels_HWC: Pixels, settings: ImageSettings) -> Pixels:
     top, left = (settings.height - new_height) // 2, (settings.width - new_width) // 2
     canvas[top : top + new_height, left : left + new_width] = small
     return canvas
-
-
-def to_eight_bits(values: Values, low: float | None = None, high: float | None = None) -> Pixels:
-    """`low` becomes 0 and `high` 255 (the array's own minimum and maximum if not given); uint8 without them stays.
-
-    >>> to_eight_bits(np.array([1000, 1500, 2000], np.uint16)).tolist()
-    [0, 128, 255]
-    """
-    if values.dtype == np.uint8 and low is None:
-        return values
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
-    floats = values.astype(np.float64)
-    if not np.isfinite(floats).all():
-        raise _UnreadableError("it holds values that are not finite (NaN or infinity). Export it again without them.")
-    low = float(floats.min()) if low is None else low
-    high = float(floats.max()) if high is None else high
-    half_span = high / 2 - low / 2  # the difference of two finite numbers may not be finite; that of halves is
-    if half_span <= 0:
-        return np.zeros(values.shape, np.uint8)
-    shares = np.clip((floats / 2 - low / 2) / half_span, 0, 1)
-    return np.asarray(np.floor(shares * 255 + 0.5), np.uint8)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -148,12 +121,7 @@ def _reader_of(data: bytes) -> Callable[[bytes], Values]:
         return _read_packed_nifti
     if data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0":
         return _read_nifti
-    raise _UnreadableError(f"this is no image of a known kind. Give {FORMATS}.")
-
-
-def _check_pixels(num_pixels: int) -> None:
-    if not 0 < num_pixels <= MAX_PIXELS:
-        raise _UnreadableError(f"it claims {num_pixels} pixels; 1 to {MAX_PIXELS} are read. Give one image per file.")
+    raise UnreadableError(f"this is no image of a known kind. Give {FORMATS}.")
 
 
 def _checked(values: Values) -> Pixels:
@@ -161,27 +129,28 @@ def _checked(values: Values) -> Pixels:
     if values.ndim == 2:
         values = values[:, :, np.newaxis]
     if values.ndim != 3 or values.shape[2] not in (1, 3):
-        raise _UnreadableError(
+        raise UnreadableError(
             f"its shape is {list(values.shape)}; one image is [height, width], or [height, width, 3] in colour. "
             "Save one slice per file."
         )
-    _check_pixels(values.shape[0] * values.shape[1])
+    check_num_pixels(values.shape[0] * values.shape[1])
     if values.dtype.kind not in "buif":
-        raise _UnreadableError(f"its values are of type {values.dtype}, not numbers of grey. Save it as 8 or 16 bits.")
+        raise UnreadableError(f"its values are of type {values.dtype}, not numbers of grey. Save it as 8 or 16 bits.")
     return np.ascontiguousarray(to_eight_bits(values))
 
 
 def _read_picture(data: bytes) -> Values:
     """PNG and JPEG."""
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as file:
-        _check_pixels(file.width * file.height)
+        check_num_pixels(file.width * file.height)
         if getattr(file, "n_frames", 1) != 1:
-            raise _UnreadableError("it is an animation. Save one picture per file.")
-        image: Image.Image = ImageOps.exif_transpose(file)
+            raise UnreadableError("it is an animation. Save one picture per file.")
+        ImageOps.exif_transpose(file, in_place=True)
+        image: Image.Image = file
         if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             if image.getchannel("A").getextrema() != (255, 255):
-                raise _UnreadableError("parts of it are transparent. Save it without transparency.")
+                raise UnreadableError("parts of it are transparent. Save it without transparency.")
             image = image.convert("RGB")
         if image.mode in ("L", "RGB") or image.mode.startswith("I"):
             return np.asarray(image)
@@ -193,16 +162,16 @@ def _read_npy(data: bytes) -> Values:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
-        raise _UnreadableError("it is a .npy file of a kind that is not read. Save it with numpy.save.")
+        raise UnreadableError("it is a .npy file of a kind that is not read. Save it with numpy.save.")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject or dtype.kind not in "buif":
-        raise _UnreadableError(f"its values are of type {dtype}, not numbers of grey. Save it as 8 or 16 bits.")
+        raise UnreadableError(f"its values are of type {dtype}, not numbers of grey. Save it as 8 or 16 bits.")
     num_values = 1
     for length in shape:
         num_values *= length
     if num_values * dtype.itemsize != len(data) - file.tell():
-        raise _UnreadableError("it is cut off: its header promises another length. Copy or export it again.")
+        raise UnreadableError("it is cut off: its header promises another length. Copy or export it again.")
     values = np.frombuffer(data, dtype, offset=file.tell())
     return values.reshape(shape, order="F" if fortran_order else "C")
 
@@ -211,9 +180,9 @@ def _read_packed_nifti(data: bytes) -> Values:
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         plain = file.read(MAX_FILE_BYTES + 1)
     if len(plain) > MAX_FILE_BYTES:
-        raise _UnreadableError(f"it unpacks to more than {MAX_FILE_BYTES // 2**20} MiB. Give one image per file.")
+        raise UnreadableError(f"it unpacks to more than {MAX_FILE_BYTES // 2**20} MiB. Give one image per file.")
     if plain[344:348] != b"n+1\0" and plain[4:8] != b"n+2\0":
-        raise _UnreadableError(f"it is packed, and not a NIfTI image inside. Give {FORMATS}.")
+        raise UnreadableError(f"it is packed, and not a NIfTI image inside. Give {FORMATS}.")
     return _read_nifti(plain)
 
 
@@ -225,11 +194,11 @@ def _read_nifti(data: bytes) -> Values:
     image = (nibabel.Nifti1Image if data[344:348] == b"n+1\0" else nibabel.Nifti2Image).from_bytes(data)
     lengths = [length for length in image.shape if length != 1]
     if len(lengths) > 2:
-        raise _UnreadableError(f"it is a volume of shape {list(image.shape)}. Save one slice per file.")
+        raise UnreadableError(f"it is a volume of shape {list(image.shape)}. Save one slice per file.")
     num_pixels = 1
     for length in lengths:
         num_pixels *= length
-    _check_pixels(num_pixels)
+    check_num_pixels(num_pixels)
     values = np.asanyarray(image.dataobj)
     values = values.reshape((*image.shape[:3], 1, 1)[:3])
     oriented = int(image.header["qform_code"]) > 0 or int(image.header["sform_code"]) > 0
@@ -244,53 +213,3 @@ def _without_slice_axis(values_XYZ: Values) -> Values:
     """[H, W] of a single slice: the last axis of length 1 is dropped, the first that is left gives the columns."""
     axis = max(a for a in range(3) if values_XYZ.shape[a] == 1)
     return np.squeeze(values_XYZ, axis=axis).T
-
-
-def _read_dicom(path: Path, allow_burned_in: bool) -> Values:
-    try:
-        import pydicom
-        import pydicom.filereader
-    except ImportError:
-        raise MissingExtraError("reading DICOM images", "deploy") from None
-    meta = pydicom.filereader.read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") == DEFLATED_DICOM:  # pydicom would inflate it without a bound
-        raise _UnreadableError("it is a deflated DICOM file, which is not read. Export it uncompressed.")
-    dataset = pydicom.dcmread(path)
-    if "PixelData" not in dataset:
-        raise _UnreadableError("this DICOM file holds no picture. Export the image itself.")
-    if not allow_burned_in and str(dataset.get("BurnedInAnnotation", "NO")).strip().upper() == "YES":
-        raise _UnreadableError("text is burned into this image and may name the patient. Export it without.")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise _UnreadableError(f"it holds {dataset.NumberOfFrames} frames. Save one frame per file.")
-    _check_pixels(int(dataset.Rows) * int(dataset.Columns))
-    return _dicom_values(dataset)
-
-
-def _dicom_values(dataset: Any) -> Values:
-    from pydicom.pixels.processing import apply_modality_lut
-
-    photometric = str(dataset.PhotometricInterpretation)
-    try:
-        values = dataset.pixel_array  # YBR is turned to RGB
-    except (RuntimeError, NotImplementedError):
-        raise _UnreadableError("its compression is not read here. Export it uncompressed.") from None
-    if int(dataset.SamplesPerPixel) == 3:
-        return to_eight_bits(values)
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise _UnreadableError(f"its colours ({photometric}) are not read. Export it as grey or RGB.")
-    pixels = _windowed(apply_modality_lut(values, dataset), dataset)
-    return 255 - pixels if photometric == "MONOCHROME1" else pixels
-
-
-def _windowed(values: Values, dataset: Any) -> Pixels:
-    """PS3.3 C.11.2: the VOI LUT or window if there is one, its ends at 0 and 255; else minimum and maximum."""
-    from pydicom.pixels.processing import apply_voi_lut
-
-    if dataset.get("VOILUTSequence"):
-        top = 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        return to_eight_bits(apply_voi_lut(values, dataset), 0, top)
-    if dataset.get("WindowWidth") is None or dataset.get("WindowCenter") is None:
-        return to_eight_bits(values)
-    with np.errstate(over="ignore"):
-        low, high = apply_voi_lut(np.array([-1e12, 1e12]), dataset)  # where the window's ends come to lie
-        return to_eight_bits(apply_voi_lut(values, dataset), float(low), float(high))
