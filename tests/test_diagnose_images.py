@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
 from ayni.errors import MissingExtraError, UserError
@@ -74,16 +75,28 @@ def test_a_larger_image_is_scaled_if_asked_and_shown_as_the_model_frames_it(tmp_
     assert answer.shown_HWK[:, 0, 0].tolist() == [0] * 70 + [90] * 140 + [0] * 70
 
 
-def test_a_model_that_is_no_onnx_file_is_a_bundle_error(tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    bundle = Path(shutil.copytree(exported_bundle(), tmp_path / "bundle"))
-    (bundle / "models/model.onnx").write_bytes(b"not a model")
+def resigned(bundle: Path, name: str, data: bytes) -> Path:
+    """The bundle with one file changed, rightly signed by somebody."""
+    (bundle / name).write_bytes(data)
     paths = [path for path in bundle.rglob("*") if path.is_file() and path.name != "signature.json"]
     files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths}
     (bundle / "signature.json").write_bytes(sign_files(files, Ed25519PrivateKey.generate(), None))
+    return bundle
+
+
+def test_a_signed_model_that_does_not_fit_its_metadata_is_a_bundle_error(tmp_path: Path) -> None:
+    no_model = Path(shutil.copytree(exported_bundle(), tmp_path / "no-model"))
     with pytest.raises(BundleError, match="cannot be loaded by onnxruntime"):
-        Session(read_bundle(bundle))
+        Session(read_bundle(resigned(no_model, "models/model.onnx", b"not a model")))
+    metadata = (exported_bundle() / "configs/metadata.json").read_text()
+    more_classes = Path(shutil.copytree(exported_bundle(), tmp_path / "more-classes"))
+    wrong = metadata.replace('"classes": [', '"classes": ["third", ').encode()
+    with pytest.raises(BundleError, match="not the one that its metadata describe"):
+        Session(read_bundle(resigned(more_classes, "configs/metadata.json", wrong)))
+    larger = Path(shutil.copytree(exported_bundle(), tmp_path / "larger"))
+    wrong = metadata.replace('"height": 28', '"height": 32').encode()
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        Session(read_bundle(resigned(larger, "configs/metadata.json", wrong)))
 
 
 def test_two_onnxruntimes_that_break_each_other_are_reported_with_the_remedy() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ayni.errors import MissingExtraError, UserError
-from ayni_export.bundle import Bundle, BundleError
+from ayni_export.bundle import Bundle, BundleError, BundleInfo
 
 CPU, GPU = "onnxruntime", "onnxruntime-gpu"
 OUTPUTS = ("logits", "probabilities", "activation")
@@ -36,14 +36,29 @@ class Session:
             providers.insert(0, "CUDAExecutionProvider")
         try:
             self._session = onnxruntime.InferenceSession(bundle.model, options, providers=providers)
+            fits = self._fits(bundle.info)
         except Exception as error:  # the runtime has no common exception
             raise BundleError(
                 f"the model in the bundle cannot be loaded by onnxruntime {onnxruntime.__version__} "
                 f"({type(error).__name__}). Update onnxruntime, or export the bundle again."
             ) from None
-        if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
-            raise BundleError("the model in the bundle has other outputs than this version knows. Export it again.")
+        if not fits:
+            raise BundleError("the model in the bundle is not the one that its metadata describe. Export it again.")
         self.device = "gpu" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+
+    def _fits(self, info: BundleInfo) -> bool:
+        """Whether a black image gets answers of the promised shapes."""
+        if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
+            return False
+        image, num_classes = info.image, len(info.classes)
+        logits_C, probabilities_C, activation_Chw = self.run(
+            np.zeros((image.height, image.width, image.channels), np.uint8)
+        )
+        return (
+            logits_C.shape == probabilities_C.shape == (num_classes,)
+            and activation_Chw.ndim == 3
+            and len(activation_Chw) == num_classes
+        )
 
     def run(self, pixels_HWK: Pixels) -> tuple[Floats, Floats, Floats]:
         """One image. Returns logits [C], probabilities [C] and activation [C, h, w]."""

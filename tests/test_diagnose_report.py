@@ -1,0 +1,54 @@
+"""The report as text: what is escaped, and how many classes are worth a bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from trained_home import exported_bundle
+
+from ayni_export.bundle import Bundle, read_bundle
+from ayni_export.diagnose import Diagnosis
+from ayni_export.report import entry, make_report, report_html
+
+CLASSES = ("<b>bold</b>", *(f"class {number}" for number in range(1, 12)))
+
+
+def twelve_classes() -> tuple[Bundle, Diagnosis]:
+    bundle = read_bundle(exported_bundle())
+    info = msgspec.structs.replace(bundle.info, classes=CLASSES, title="Tom & <i>Jerry</i>", kind="alone")
+    probabilities_C = np.array([0.34] + [0.06] * 11, np.float32)  # 0.34 + 11 * 0.06 = 1
+    answer = Diagnosis(
+        path=Path("x.png"),
+        sha256="0" * 64,
+        width=28,
+        height=28,
+        classes=CLASSES,
+        logits_C=np.log(probabilities_C),
+        probabilities_C=probabilities_C,
+        activation_Chw=np.ones((12, 2, 2), np.float32),
+        shown_HWK=np.zeros((28, 28, 1), np.uint8),
+    )
+    return Bundle(info, bundle.model, bundle.signing_key, None, signer_checked=True), answer
+
+
+def test_names_from_a_task_are_text_and_never_markup() -> None:
+    bundle, answer = twelve_classes()
+    entries = [entry(bundle, answer, 1)]
+    report = make_report(bundle, entries, created="2025-11-22T10:11:12+00:00", device="cpu")
+    page = report_html(bundle, report, entries)
+    assert "<b>bold" not in page
+    assert "&lt;b&gt;bold&lt;/b&gt; <small>34 % · undecided" in page
+    assert "<h1>Tom &amp; &lt;i&gt;Jerry&lt;/i&gt;</h1>" in page
+    assert "2025-11-22, 10:11 UTC" in page
+    assert "trained alone" in page
+    assert "(as you asked)" in page
+
+
+def test_only_the_likeliest_classes_get_a_bar_and_the_rest_are_counted() -> None:
+    bundle, answer = twelve_classes()
+    made = entry(bundle, answer, 1)
+    assert made.section.count('class="bar') - 1 == 8  # one more is the box around them
+    assert "4 less likely classes in report.json" in made.section
+    assert len(made.reported.probabilities) == 12
