@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from trained_home import exported_bundle
 
 from ayni_export.bundle import Bundle, read_bundle
 from ayni_export.diagnose import Diagnosis
 from ayni_export.report import entry, make_report, report_html
+from trained_home import exported_bundle
 
 CLASSES = ("<b>bold</b>", *(f"class {number}" for number in range(1, 12)))
 
