@@ -29,16 +29,20 @@ def init(
     bind: Annotated[str, typer.Option(help="Where to listen, if that differs: tcp://0.0.0.0:7700")] = "",
     database: Annotated[str, typer.Option(help="SQLAlchemy URL; SQLite in HOME by default.")] = "",
     store: Annotated[str, typer.Option(help="Folder or fsspec URL for artefacts; HOME/store by default.")] = "",
+    public_set: Annotated[Path | None, typer.Option(help="In place of the task's public set.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="In place of the task's seed.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=10_000, help="In place of the task's rounds.")] = None,
 ) -> None:
     """Set up a federation: keys, first weights, public set, and the foundation model's one-time answers.
 
     Example: ayni coordinator init centre --task examples/pneumonia/task.toml --endpoint tcp://ayni.example.org:7700
     """
     from ayni.keys import fingerprint
-    from ayni.task import read_task
+    from ayni.task import changed, read_task
     from ayni_coordinator.home import create_home
 
-    made = create_home(home, read_task(task), endpoint=endpoint, bind=bind or endpoint, database=database, store=store)
+    agreed = changed(read_task(task), public_set=public_set, seed=seed, rounds=rounds)
+    made = create_home(home, agreed, endpoint=endpoint, bind=bind or endpoint, database=database, store=store)
     typer.echo(f"The federation {made.task.name!r} stands in {home}.")
     typer.echo(f"Its signature has the fingerprint {fingerprint(made.keys.signing_public)}.")
     guide(home)

@@ -167,3 +167,14 @@ def read_task(path: Path) -> Task:
         model = str((path.parent / guidance.model).resolve())  # an absolute path stays as it is
         task = msgspec.structs.replace(task, guidance=msgspec.structs.replace(guidance, model=model))
     return task
+
+
+def changed(task: Task, *, public_set: Path | None = None, seed: int | None = None, rounds: int | None = None) -> Task:
+    """The task with what is not None in place of its own."""
+    if public_set is not None:
+        task = msgspec.structs.replace(task, public_set=str(public_set.resolve()))
+    if seed is not None:
+        task = msgspec.structs.replace(task, seed=seed)
+    if rounds is not None:
+        task = msgspec.structs.replace(task, training=msgspec.structs.replace(task.training, rounds=rounds))
+    return task
