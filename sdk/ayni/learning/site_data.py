@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ayni.data.folder import LABELS_FILE
-from ayni.data.read import LabelledImages, load_images
+from ayni.data.read import DATASET_FILE, load_images
 from ayni.errors import DataError, IntegrityError
 from ayni.jobs import SiteContext
 from ayni.learning.batches import Normaliser, as_tensor, seed_of
@@ -60,8 +60,22 @@ def held_out(labels_N: npt.NDArray[np.int64], fraction: float, *, seed: int) -> 
 
 def load_own_images(context: SiteContext, task: Task) -> OwnImages:
     """Raises DataError if the data cannot be used; the last set read is kept in memory for the next job."""
-    images = _read_cached(Path(context.data), task, _stamp(Path(context.data)))
-    out_N = held_out(images.labels_N, task.training.holdout_fraction, seed=seed_of(task.seed, context.site, "hold-out"))
+    data = Path(context.data)
+    return _read_own_images(data, context.site, task, _stamp(data))
+
+
+def _stamp(data: Path) -> int:
+    """Changes when the data do."""
+    marks = [data, data / LABELS_FILE, data / DATASET_FILE]
+    return max((mark.stat().st_mtime_ns for mark in marks if mark.exists()), default=0)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_own_images(data: Path, site: str, task: Task, stamp: int) -> OwnImages:
+    images = load_images(data, task.image, task.classes)
+    if len(np.unique(images.labels_N)) < 2:
+        raise DataError(f"{data} holds images of one class only. Add images of the others: {', '.join(task.classes)}.")
+    out_N = held_out(images.labels_N, task.training.holdout_fraction, seed=seed_of(task.seed, site, "hold-out"))
     pixels_NCHW, labels_N = as_tensor(images.pixels_NHWC), torch.from_numpy(images.labels_N)
     keep, out = torch.from_numpy(~out_N), torch.from_numpy(out_N)
     return OwnImages(
@@ -72,22 +86,6 @@ def load_own_images(context: SiteContext, task: Task) -> OwnImages:
         normalise=Normaliser.of(images.pixels_NHWC[~out_N]),
         sha256=hashlib.sha256(images.pixels_NHWC.tobytes() + images.labels_N.tobytes()).hexdigest(),
     )
-
-
-def _stamp(data: Path) -> int:
-    """Changes when the data do."""
-    marks = [data, data / LABELS_FILE]
-    return max((mark.stat().st_mtime_ns for mark in marks if mark.exists()), default=0)
-
-
-@functools.lru_cache(maxsize=1)
-def _read_cached(data: Path, task: Task, stamp: int) -> LabelledImages:
-    images = load_images(data, task.image, task.classes)
-    if len(np.unique(images.labels_N)) < 2:
-        raise DataError(
-            f"{data} holds images of one class only. Add images of the others; the task has {task.classes}."
-        )
-    return images
 
 
 def load_public_images(
