@@ -195,6 +195,23 @@ def status(
 
 
 @app.command()
+def fetch(
+    home: Home,
+    name: Annotated[str, typer.Argument(help="Under which name the coordinator publishes it.")],
+    bundle: Annotated[Path, typer.Argument(help="The folder to make.", metavar="BUNDLE")],
+) -> None:
+    """Get a diagnosis bundle from the coordinator, also at a site that never trained.
+
+    Example: ayni fetch clinic-home bundle pneumonia-bundle
+    """
+    from ayni.site.site import Site
+
+    with TerminalWatcher() as watcher:
+        Site(home, watcher=watcher).fetch_bundle(name, bundle)
+    typer.echo(f"Next: ayni diagnose {bundle} IMAGE...")
+
+
+@app.command()
 def leave(
     home: Home, yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether this is meant.")] = False
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ayni.artefacts.files import sha256_file
 from ayni.artefacts.manifest import Artefact, Manifest, verified_manifest
-from ayni.errors import LineError, PeerProtocolError, RefusedError
+from ayni.errors import LineError, PeerProtocolError, RefusedError, UserError
 from ayni.jobs import FinishTraining, SiteContext, TrainRound
 from ayni.site.state import Answer, SiteSettings, SiteState
 from ayni.site.training_process import TrainingProcess
@@ -190,6 +190,18 @@ class Agent:
             if path.name.removesuffix(".part") not in kept:
                 path.unlink()
         return manifest
+
+    def fetch_bundle(self, name: str) -> Path:
+        """The newest bundle of this name as the coordinator published it: a verified zip file in the folder."""
+        with self._open_line() as line:
+            manifest = self.sync(line, self.ask_round(line).manifest_version)
+            artefact = manifest.latest("bundle", name)
+            if artefact is None:
+                known = ", ".join(sorted(a.name for a in manifest.artefacts if a.kind == "bundle")) or "none"
+                raise UserError(f"the coordinator publishes no bundle {name!r}; it has: {known}.")
+            if not self._at(artefact).exists():
+                self._fetch(line, artefact)
+            return self._at(artefact)
 
     def _fetch(self, line: Line, artefact: Artefact) -> None:
         def show(done: int, total: int) -> None:

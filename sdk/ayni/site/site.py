@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from ayni.artefacts.archive import unpack
 from ayni.artefacts.files import write_atomic
 from ayni.artefacts.lock import folder_lock
 from ayni.errors import NotAdmittedError, PeerProtocolError, UserError
@@ -161,6 +162,11 @@ class Site:
             context = agent.context(agent.known_or_fetched_manifest())
             job = Evaluate(context=context, data=str(Path(data).resolve()), split=split)
             return process.run(job, self._watcher.progress).scores
+
+    def fetch_bundle(self, name: str, folder: Path | str) -> None:
+        """Get a diagnosis bundle that the coordinator publishes; `ayni diagnose` verifies it again before each use."""
+        with SiteState(self.home) as state:
+            unpack(self._agent(state).fetch_bundle(name), Path(folder).resolve())
 
     # How it stands
 
