@@ -17,6 +17,7 @@ Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
 MAX_TENSORS = 10_000  # safetensors itself accepts 100,000 empty tensors
 MAX_HEADER_BYTES = 4 << 20
+LARGEST_WEIGHT = 1e6  # far above any sound training, far below what 32 bits hold
 
 
 def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -62,20 +63,28 @@ def decode(data: bytes) -> dict[str, Array]:
 
 def check_finite(name: str, tensor: Array) -> None:
     """A sum of float64 is not finite exactly when a part of it is not, and costs no second array."""
-    if tensor.dtype.kind == "f" and not np.isfinite(np.sum(tensor, dtype=np.float64)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = tensor.dtype.kind != "f" or np.isfinite(np.sum(tensor, dtype=np.float64))
+    if not finite:
         raise IntegrityError(f"tensor {name!r} holds values that are not finite (NaN or infinity)")
 
 
+def check_magnitude(name: str, tensor: Floats) -> None:
+    """One hostile answer must not overflow the mean, which would stop the round for everybody."""
+    if tensor.size and max(tensor.max(), -tensor.min()) > LARGEST_WEIGHT:
+        raise IntegrityError(f"tensor {name!r} holds values too large for weights (above {LARGEST_WEIGHT:g})")
+
+
 def check_like(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Names and shapes must be exactly these, and all floating point; raises IntegrityError."""
+    """Names and shapes must be exactly these, and all floats of at most 32 bits; raises IntegrityError."""
     if set(tensors) != set(shapes):
         missing, extra = sorted(set(shapes) - set(tensors))[:3], sorted(set(tensors) - set(shapes))[:3]
         raise IntegrityError(f"tensor names differ from the task's network: missing {missing}, unexpected {extra}")
     for name, tensor in tensors.items():
         if tensor.shape != tuple(shapes[name]):
             raise IntegrityError(f"tensor {name!r} has shape {list(tensor.shape)}, ours is {list(shapes[name])}")
-        if tensor.dtype.kind != "f":
-            raise IntegrityError(f"tensor {name!r} has type {tensor.dtype}, not floating point")
+        if tensor.dtype.kind != "f" or tensor.dtype.itemsize > 4:
+            raise IntegrityError(f"tensor {name!r} has type {tensor.dtype}, not floating point of at most 32 bits")
 
 
 def digest(tensors: Mapping[str, Array]) -> str:

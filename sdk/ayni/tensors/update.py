@@ -65,7 +65,8 @@ def encode_change(change: Mapping[str, Floats], *, density: float) -> tuple[byte
     owner = _scale_of_each(shapes)[positions]
     largest = np.zeros(len(shapes), np.float32)
     np.maximum.at(largest, owner, np.abs(flat[positions]))
-    scales = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    # A tensor whose changes are all next to nothing has no scale of its own: 127 steps of it would be zero each.
+    scales = np.where(largest > 1e-30, largest / np.float32(127), np.float32(1)).astype(np.float32)
     values = np.rint(flat[positions] / scales[owner]).astype(np.int8)
     gaps = np.diff(positions, prepend=0).astype(np.uint32)
     planes = gaps.view(np.uint8).reshape(-1, 4).T  # the low bytes together: they deflate better
@@ -98,9 +99,9 @@ def decode_change(data: bytes, shapes: Shapes) -> dict[str, Floats]:
     if positions[-1] >= num_values or (count > 1 and (gaps[1:] == 0).any()):
         raise IntegrityError("a sparse change with positions outside the network, or twice the same")
     flat = np.zeros(num_values, np.float32)
+    safe.check_magnitude("scales", scales)
     flat[positions] = values.astype(np.float32) * scales[_scale_of_each(shapes)[positions]]
-    if not np.isfinite(flat).all():
-        raise IntegrityError("a sparse change with values that are not finite")
+    safe.check_magnitude("values", flat)
     return _unflat(flat, shapes)
 
 
@@ -125,7 +126,10 @@ def decode_update(data: bytes, shapes: Shapes, base: Mapping[str, Floats] | None
     if form in ("fp32", "fp16"):
         tensors = safe.decode(data)
         safe.check_like(tensors, shapes)
-        return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+        weights = {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+        for name, tensor in weights.items():
+            safe.check_magnitude(name, tensor)
+        return weights
     if form != "sparse":
         raise IntegrityError(f"an update of unknown form {form!r}; this version knows {', '.join(FORMS)}")
     if base is None:
