@@ -138,9 +138,11 @@ def answer_round(session: Session, site: str, asked: Submit, now_s: float) -> Su
     """Count a site's answer once; a repetition is told the same, a late one is told so."""
     newest = current_round(session)
     row = session.get(AnswerRow, (asked.round_number, site))
-    update = asked.update.hex() if asked.update else ""
+    update, soft_labels = (sha.hex() if sha else "" for sha in (asked.update, asked.soft_labels))
+    if row and row.state == "late":
+        return Submitted(round_number=asked.round_number, outcome="late")
     if row and row.state == "counted":
-        if row.update != update:
+        if (row.update, row.soft_labels) != (update, soft_labels):
             raise RefusedError("not-allowed", f"round {asked.round_number} has another answer of this site already")
         return Submitted(round_number=asked.round_number, outcome="counted")
     if asked.round_number > newest.number or asked.round_number == 0:
@@ -152,7 +154,7 @@ def answer_round(session: Session, site: str, asked: Submit, now_s: float) -> Su
     row.state, row.answered_s = "counted" if counted else "late", now_s
     row.num_examples, row.train_s = asked.num_examples, asked.train_s
     if counted:
-        row.update, row.soft_labels = update, asked.soft_labels.hex() if asked.soft_labels else ""
+        row.update, row.soft_labels = update, soft_labels
         note(session, now_s, site, f"answered round {asked.round_number} after {asked.train_s:.1f} s of training")
         return Submitted(round_number=asked.round_number, outcome="counted")
     note(session, now_s, site, f"answered round {asked.round_number} too late; not used")
