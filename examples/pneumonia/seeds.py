@@ -1,4 +1,7 @@
-"""The demo over several seeds as one Markdown table: python examples/pneumonia/seeds.py out/demo-0 out/demo-1 out/demo-2."""
+"""The demo over several seeds as one Markdown table.
+
+python examples/pneumonia/seeds.py out/demo-0 out/demo-1 out/demo-2
+"""
 
 import sys
 from pathlib import Path
@@ -16,10 +19,11 @@ def mean_and_range(values: list[float], form: str = ".3f") -> str:
 
 
 print(f"Seeds {', '.join(str(results.seed) for results, _ in runs)}: mean [least, greatest].\n")
-print(
-    "| site | role | images | AUC alone | AUC federated | difference | balanced accuracy alone | ... federated | traffic, MB | of fp32 FedAvg |"
-)
-print("|---|---|---|---|---|---|---|---|---|---|")
+COLUMNS = [
+    *("site", "role", "images", "AUC alone", "AUC federated", "difference", "balanced accuracy alone"),
+    *("... federated", "traffic, MB", "of fp32 FedAvg"),
+]
+print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
 for sites in zip(*(results.sites for results, _ in runs), strict=True):
     plain = [fedavg_bytes(results.rounds, extras.num_weights) for results, extras in runs]
     cells = [
