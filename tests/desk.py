@@ -18,7 +18,7 @@ from ayni.task import TrainingSettings as Training
 from ayni.tensors import safe
 from ayni.tensors.safe import Floats
 from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
-from ayni.tensors.update import encode_whole
+from ayni.tensors.update import encode_change, encode_whole
 from ayni.wire.line import Line, upload
 from ayni.wire.memory import memory_dial
 from ayni.wire.messages import GetManifest, GetRound, Join, Joined, RoundIs, Submit, UploadKind
@@ -127,8 +127,10 @@ class Desk:
 
     def answer(self, site: str, number: int, add: float = 0.0, num_examples: int = 10) -> str:
         """Answer with the global model plus `add` everywhere; returns the outcome."""
-        weights = {name: tensor + np.float32(add) for name, tensor in self.model().items()}
-        update = self.put(site, encode_whole(weights, "fp32"))
+        change = {name: np.full_like(tensor, add) for name, tensor in self.model().items()}
+        whole = {name: tensor + change[name] for name, tensor in self.model().items()}
+        sparse = self.home.task.traffic.form == "sparse"
+        update = self.put(site, encode_change(change, density=0.5)[0] if sparse else encode_whole(whole, "fp32"))
         submit = Submit(round_number=number, update=update, soft_labels=None, num_examples=num_examples, train_s=1.0)
         self.submits[site] = submit
         return str(self.ask(site, submit).outcome)
