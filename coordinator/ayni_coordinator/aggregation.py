@@ -128,9 +128,12 @@ def _softmax(logits_NC: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.float
     return result
 
 
-def check_update(data: bytes, shapes: Shapes) -> None:
-    """What is averaged later is checked at the door: names, shapes, types, finiteness. Raises IntegrityError."""
-    if safe.read_metadata(data).get("form") == "sparse":
+def check_update(data: bytes, shapes: Shapes, form: str) -> None:
+    """What is averaged later is checked at the door: form, names, shapes, types, size. Raises IntegrityError."""
+    found = safe.read_metadata(data).get("form")
+    if found != form:
+        raise IntegrityError(f"an update of the form {found!r}; this task's is {form!r}")
+    if form == "sparse":
         decode_change(data, shapes)
     else:
         decode_update(data, shapes, None)

@@ -200,7 +200,7 @@ class Coordinator:
             raise RefusedError("not-allowed", f"a {role} that takes part by {participation} does not send this")
         try:
             if asked.update:
-                check_update(self._stored(asked.update), self._shapes)
+                check_update(self._stored(asked.update), self._shapes, self.home.task.traffic.form)
             if asked.soft_labels:
                 check_soft_labels(self._stored(asked.soft_labels), self.home.task, self._image_set, self._num_images)
         except IntegrityError as error:
