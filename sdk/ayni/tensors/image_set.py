@@ -38,7 +38,7 @@ def encode_image_set(images: ImageSet) -> bytes:
     return safe.encode({"rows": packed}, {"images": msgspec.json.encode(images.info).decode()})
 
 
-def decode_image_set(data: bytes) -> ImageSet:
+def decode_image_set(data: safe.Bytes) -> ImageSet:
     """Raises IntegrityError, and nothing else, whatever the bytes."""
     tensors = safe.decode(data)
     try:

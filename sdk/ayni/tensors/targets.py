@@ -56,7 +56,7 @@ def encode_targets(targets: Targets) -> bytes:
     return safe.encode({"codes": codes_NC, "low": low_N1, "step": step_N1.astype(np.float32)}, metadata)
 
 
-def decode_targets(data: bytes) -> Targets:
+def decode_targets(data: safe.Bytes) -> Targets:
     """Raises IntegrityError, and nothing else, whatever the bytes."""
     tensors = safe.decode(data)
     try:
@@ -71,7 +71,7 @@ def decode_targets(data: bytes) -> Targets:
         raise IntegrityError(f"distillation targets of shape {list(answers.shape)} for {len(info.classes)} classes")
     if info.bits == 16:
         return Targets(info, answers.astype(np.float32))
-    low_N1, step_N1 = tensors["low"], tensors["step"]
+    low_N1, step_N1 = tensors["low"].astype(np.float32), tensors["step"].astype(np.float32)
     if low_N1.shape != (len(answers), 1) or step_N1.shape != (len(answers), 1):
         raise IntegrityError("distillation targets whose scales do not fit the answers")
     with np.errstate(over="ignore", invalid="ignore"):  # refused in the next line

@@ -8,13 +8,13 @@ both deflated. What is not sent stays with the sender (`encode_change` returns w
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ayni.errors import IntegrityError
 from ayni.tensors import safe
-from ayni.tensors.safe import Floats
+from ayni.tensors.safe import Bytes, Floats
 
 Shapes = Mapping[str, tuple[int, ...]]
 FORMS = ("fp32", "fp16", "sparse")
@@ -43,7 +43,7 @@ def encode_whole(tensors: Mapping[str, Floats], form: str) -> bytes:
     """Whole weights in `fp32` or `fp16`. A value beyond the range of fp16 raises IntegrityError."""
     kind = np.float16 if form == "fp16" else np.float32
     with np.errstate(over="ignore"):
-        cast = {name: np.asarray(tensor).astype(kind) for name, tensor in tensors.items()}
+        cast = {name: np.asarray(tensor).astype(kind, copy=False) for name, tensor in tensors.items()}
     for name, tensor in cast.items():
         safe.check_finite(name, tensor)
     return safe.encode(cast, {"form": form})
@@ -70,7 +70,7 @@ def encode_change(change: Mapping[str, Floats], *, density: float) -> tuple[byte
     values = np.rint(flat[positions] / scales[owner]).astype(np.int8)
     gaps = np.diff(positions, prepend=0).astype(np.uint32)
     planes = gaps.view(np.uint8).reshape(-1, 4).T  # the low bytes together: they deflate better
-    packed = {
+    packed: dict[str, safe.Array] = {
         "gaps": np.frombuffer(zlib.compress(planes.tobytes(), 9), np.uint8),
         "values": np.frombuffer(zlib.compress(values.tobytes(), 9), np.uint8),
         "scales": scales,
@@ -79,7 +79,7 @@ def encode_change(change: Mapping[str, Floats], *, density: float) -> tuple[byte
     return data, decode_change(data, shapes)
 
 
-def decode_change(data: bytes, shapes: Shapes) -> dict[str, Floats]:
+def decode_change(data: Bytes, shapes: Shapes) -> dict[str, Floats]:
     """The change that `encode_change` described. Raises IntegrityError, and nothing else, whatever the bytes."""
     packed, metadata = safe.decode(data), safe.read_metadata(data)
     num_values = sum(int(np.prod(shape)) for shape in shapes.values())
@@ -89,11 +89,12 @@ def decode_change(data: bytes, shapes: Shapes) -> dict[str, Floats]:
             raise IntegrityError(f"a sparse change of {count} values; the network has {num_values}")
         planes = _inflate(packed["gaps"].tobytes(), 4 * count)
         values = np.frombuffer(_inflate(packed["values"].tobytes(), count), np.int8)
-        scales = packed["scales"]
+        given = packed["scales"]
     except (KeyError, ValueError) as error:
         raise IntegrityError(f"a damaged sparse change: {error}") from None
-    if scales.dtype != np.float32 or scales.shape != (len(shapes),):
-        raise IntegrityError(f"a sparse change with {scales.shape} scales of {scales.dtype}; expected {len(shapes)}")
+    if given.dtype != np.float32 or given.shape != (len(shapes),):
+        raise IntegrityError(f"a sparse change with {given.shape} scales of {given.dtype}; expected {len(shapes)}")
+    scales = given.astype(np.float32, copy=False)
     gaps = np.frombuffer(planes, np.uint8).reshape(4, count).T.copy().view(np.uint32).ravel()
     positions = np.cumsum(gaps, dtype=np.int64)
     if positions[-1] >= num_values or (count > 1 and (gaps[1:] == 0).any()):
@@ -117,7 +118,7 @@ def _inflate(data: bytes, num_bytes: int) -> bytes:
     return plain
 
 
-def decode_update(data: bytes, shapes: Shapes, base: Mapping[str, Floats] | None) -> dict[str, Floats]:
+def decode_update(data: Bytes, shapes: Shapes, base: Mapping[str, Floats] | None) -> dict[str, Floats]:
     """The weights that an update stands for: itself if whole, else `base` plus the change (float32).
 
     Raises IntegrityError, and nothing else, whatever the bytes.
@@ -138,7 +139,7 @@ def decode_update(data: bytes, shapes: Shapes, base: Mapping[str, Floats] | None
     return {name: base[name] + change[name] for name in shapes}
 
 
-def assemble(parts: list[bytes]) -> dict[str, Floats]:
+def assemble(parts: Sequence[Bytes]) -> dict[str, Floats]:
     """A model from its artefacts: the first whole, the others changes or whole models in their order."""
     if not parts:
         raise IntegrityError("a model of no parts")
