@@ -1,4 +1,4 @@
-"""What does Ayni cost over a bare encrypted exchange of the same bytes? Run: python benchmarks/wire.py
+"""What does Ayni cost over a bare encrypted exchange of the same bytes? Run: python -m benchmarks.wire
 
 Four sites send 25 MiB of float32 each and receive the mean, 25 MiB, five times, over loopback with CURVE; nobody
 trains. The coordinator is `ayni coordinator serve` and a site is its real agent (ayni_exchange.py): outbox and state
@@ -25,9 +25,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ayni_exchange
-import bare_curve
 import zmq
+from benchmarks import ayni_exchange, bare_curve
 
 from ayni.task import Task
 
