@@ -256,7 +256,7 @@ def test_a_round_asked_twice_gives_the_same_bytes_without_training_again(bench: 
 def test_only_the_last_state_and_the_one_before_are_kept(bench: Bench) -> None:
     for number in (1, 2, 3):
         done(bench.round("home", number))
-    names = sorted(file.name for file in (bench.folder / "home/training").iterdir())
+    names = sorted(file.name for file in (bench.folder / "home/training").glob("[!.]*"))
     assert names == ["history.jsonl", "state-after-0002.safetensors", "state-after-0003.safetensors"]
 
 
@@ -375,9 +375,18 @@ def test_training_alone_goes_on_after_a_cut_to_the_same_model(bench: Bench) -> N
 
 def test_nothing_but_events_reaches_stdout_and_a_bad_line_is_answered(bench: Bench) -> None:
     data = b'{"type":"no such job"}\n' + msgspec.json.encode(bench.round("home")) + b"\n"
-    run = subprocess.run([sys.executable, "-m", "ayni.learning.worker"], input=data, capture_output=True)
-    events = [msgspec.json.decode(line, type=Event) for line in run.stdout.splitlines()]
-    assert run.returncode == 0
+    events: list[Event] = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "ayni.learning.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        assert worker.stdin
+        assert worker.stdout
+        worker.stdin.write(data)
+        worker.stdin.flush()
+        while not events or not isinstance(events[-1], Done):
+            events.append(msgspec.json.decode(worker.stdout.readline(), type=Event))
+        worker.stdin.close()
+        assert worker.wait() == 0
     assert isinstance(events[0], Failed)
     assert isinstance(events[-1], Done)
     assert all(isinstance(event, Progress) for event in events[1:-1])

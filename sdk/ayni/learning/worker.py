@@ -1,41 +1,52 @@
 """The training process: `python -m ayni.learning.worker`, one job per line on stdin, events as lines on stdout.
 
-It holds torch and no socket. It ends when stdin does. A job that fails leaves the process ready for the next.
+It holds torch and no socket. It ends when stdin does, also in the middle of a step: nobody would hear the result, and
+the agent's next training process takes up the checkpoint. A job that fails leaves the process ready for the next.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
 from typing import BinaryIO
 
 import msgspec
 import torch
 
+from ayni.artefacts.lock import folder_lock
 from ayni.errors import UserError
 from ayni.jobs import Done, Evaluate, Event, Failed, FinishTraining, Job, TrainAlone, TrainRound
 from ayni.learning.finish import finish_training, train_alone
 from ayni.learning.models import evaluate
+from ayni.learning.state import TrainingFolder
 from ayni.learning.steps import Tell
 from ayni.learning.training import train_round
 
+LOCK_PATIENCE_S = 10.0  # for the training process of an agent that was killed a moment ago
+
 
 def run_job(job: Job, tell: Tell) -> Done:
-    """Do one job; raises what went wrong."""
+    """Do one job; raises what went wrong. Two processes never train in one site's folder."""
     torch.set_num_threads(job.context.num_threads)
     torch.use_deterministic_algorithms(True)
-    match job:
-        case TrainRound():
-            return train_round(job, tell)
-        case FinishTraining():
-            return finish_training(job)
-        case TrainAlone():
-            return train_alone(job, tell)
-        case Evaluate():
-            return evaluate(job)
+    if isinstance(job, Evaluate):  # writes nothing
+        return evaluate(job)
+    folder = TrainingFolder(Path(job.context.home)).path
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder, "another training process works for this site", patience_s=LOCK_PATIENCE_S):
+        match job:
+            case TrainRound():
+                return train_round(job, tell)
+            case FinishTraining():
+                return finish_training(job)
+            case TrainAlone():
+                return train_alone(job, tell)
 
 
 def answer_line(line: bytes, tell: Callable[[Event], None]) -> None:
@@ -52,15 +63,21 @@ def answer_line(line: bytes, tell: Callable[[Event], None]) -> None:
 
 
 def serve(jobs: BinaryIO, events: BinaryIO) -> None:
-    """Until `jobs` ends."""
+    """Until `jobs` ends; then the process ends at once."""
+    lines: SimpleQueue[bytes] = SimpleQueue()
+
+    def read() -> None:
+        for line in jobs:
+            lines.put(line)
+        os._exit(0)
 
     def tell(event: Event) -> None:
         events.write(msgspec.json.encode(event) + b"\n")
         events.flush()
 
-    for line in jobs:
-        if line.strip():
-            answer_line(line, tell)
+    threading.Thread(target=read, name="jobs", daemon=True).start()
+    while True:
+        answer_line(lines.get(), tell)
 
 
 def main() -> None:
@@ -69,6 +86,7 @@ def main() -> None:
     with suppress(KeyboardInterrupt, BrokenPipeError), os.fdopen(os.dup(1), "wb") as events:
         os.dup2(2, 1)
         serve(sys.stdin.buffer, events)
+    os._exit(0)  # the thread that reads holds stdin, and an orderly end would wait for it
 
 
 if __name__ == "__main__":
