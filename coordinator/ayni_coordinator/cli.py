@@ -39,10 +39,13 @@ def init(
     """
     from ayni.keys import fingerprint
     from ayni.task import changed, read_task
+    from ayni.terminal import TerminalWatcher
     from ayni_coordinator.home import create_home
 
     agreed = changed(read_task(task), public_set=public_set, seed=seed, rounds=rounds)
-    made = create_home(home, agreed, endpoint=endpoint, bind=bind or endpoint, database=database, store=store)
+    with TerminalWatcher() as watcher:
+        watcher.progress("making keys, first weights and the public set", 0, 1)
+        made = create_home(home, agreed, endpoint=endpoint, bind=bind or endpoint, database=database, store=store)
     typer.echo(f"The federation {made.task.name!r} stands in {home}.")
     typer.echo(f"Its signature has the fingerprint {fingerprint(made.keys.signing_public)}.")
     guide(home)

@@ -80,7 +80,9 @@ def join(
             invitation = Path(invitation[1:]).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the invitation cannot be read from {invitation[1:]}: {error}.") from None
-    site = Site.join(invitation, home, participation=participation)  # type: ignore[arg-type]
+    with TerminalWatcher() as watcher:
+        watcher.progress("dialling the coordinator", 0, 1)
+        site = Site.join(invitation, home, participation=participation)  # type: ignore[arg-type]
     if json:
         print_json({"site": site.settings.site, "role": site.settings.role, "task": site.settings.task})
         return
@@ -160,7 +162,10 @@ def status(
     """
     from ayni.site.site import Site
 
-    known = Site(home).status(ask=ask)
+    with TerminalWatcher() as watcher:
+        if ask:
+            watcher.progress("dialling the coordinator", 0, 1)
+        known = Site(home).status(ask=ask)
     if json:
         print_json(
             {
@@ -224,7 +229,9 @@ def leave(
     site = Site(home)
     if not yes:
         typer.confirm(f"Leave {site.settings.task!r} for good? Coming back needs a new invitation.", abort=True)
-    site.leave()
+    with TerminalWatcher() as watcher:
+        watcher.progress("dialling the coordinator", 0, 1)
+        site.leave()
     typer.echo(f"{site.settings.site!r} has left {site.settings.task!r}; its key is no longer admitted.")
 
 
@@ -239,7 +246,9 @@ def doctor(
     """
     from ayni.site.doctor import examine
 
-    findings = examine(home)
+    with TerminalWatcher() as watcher:
+        watcher.progress("looking at this machine", 0, 1)
+        findings = examine(home)
     if json:
         print_json(findings)
     else:
@@ -262,7 +271,8 @@ def data_check(
     """
     from ayni.data.check import check_data
 
-    report = check_data(path)
+    with TerminalWatcher() as watcher:
+        report = check_data(path, lambda done, total: watcher.progress("looking at images", done, total))
     if json:
         print_json(report)
     else:

@@ -13,7 +13,7 @@ MAX_BYTES = 4 << 30
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """`folder` stands whole or not at all. Raises UserError if it is there already, IntegrityError for a bad archive."""
+    """`folder` stands whole or not at all. Raises UserError if it is there, IntegrityError for a bad archive."""
     if folder.exists():
         raise UserError(f"{folder} is there already. Choose another name, or remove it first.")
     aside = folder.with_name(f".{folder.name}.new")

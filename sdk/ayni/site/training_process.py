@@ -45,6 +45,8 @@ class TrainingProcess:
         )
 
     def _try(self, job: Job, on_progress: OnProgress) -> Done | None:
+        if self._process is None:
+            on_progress("starting the training process", 0, 1)
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None

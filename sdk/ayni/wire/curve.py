@@ -26,6 +26,7 @@ ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_DOMAIN = b"ayni"
 _MAX_FRAME_BYTES = MAX_PAYLOAD_BYTES + 4096
 _ZERO_COPY_BYTES = 16 << 10
+_REFUSED_ATTEMPTS = 2
 _WRONG_KEY_ATTEMPTS = 3  # libzmq would retry for ever
 
 
@@ -54,6 +55,7 @@ class CurveServer:
             zmq.CURVE_SERVER: 1,
             zmq.CURVE_SECRETKEY: secret,
             zmq.RCVHWM: 64,
+            zmq.SNDHWM: 64,  # a peer that asks and does not read costs 64 MiB at most, then loses its replies
             zmq.TCP_KEEPALIVE: 1,
             zmq.IPV6: int("[" in endpoint),
         }
@@ -189,6 +191,7 @@ class CurveConnection:
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CLOSED
         )
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -204,7 +207,7 @@ class CurveConnection:
             raise
 
     def _shake_hands(self) -> None:
-        failures, waits = 0, round(DIAL_TIMEOUT_S / 0.1)
+        failures, refusals, waits = 0, 0, round(DIAL_TIMEOUT_S / 0.1)
         while waits > 0:
             if not self._monitor.poll(100):
                 waits -= 1
@@ -217,7 +220,12 @@ class CurveConnection:
                     f"the coordinator at {self._endpoint} does not let this key in: the invitation was used or has "
                     "expired, or the site has left or was revoked. Ask the coordinator for a new invitation."
                 )
-            failures += event != zmq.EVENT_DISCONNECTED
+            refusals += event == zmq.EVENT_CLOSED  # nobody listens there: no need to wait the whole time
+            if refusals >= _REFUSED_ATTEMPTS:
+                raise LineError(
+                    f"nothing listens at {self._endpoint}. Check the address, and whether the coordinator is serving."
+                )
+            failures += event not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED)
             if failures >= _WRONG_KEY_ATTEMPTS:
                 raise NotAdmittedError(
                     f"what answers at {self._endpoint} is not the coordinator that sent the invitation (it has another "

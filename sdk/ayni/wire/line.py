@@ -11,7 +11,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -80,6 +79,10 @@ class Line:
         exhausted = False
         while True:
             try:
+                if self._connection is None:  # after a cut: ask again what has no answer
+                    for item in waiting:
+                        if item[0].id not in replies:
+                            self._send(item, purpose)
                 while len(waiting) < WINDOW and not exhausted:
                     following = next(todo, None)
                     if following is None:
@@ -98,10 +101,6 @@ class Line:
                 if not attempts_left:
                     raise
                 time.sleep(random.uniform(0.1, 0.5) * 2 ** (NUM_ATTEMPTS - attempts_left))
-                with suppress(LineError):  # counted when receiving from the line that is not there
-                    for item in waiting:
-                        if item[0].id not in replies:
-                            self._send(item, purpose)
                 continue
             while waiting and waiting[0][0].id in replies:
                 request, body, _ = waiting.popleft()
