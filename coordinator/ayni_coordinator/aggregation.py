@@ -15,11 +15,11 @@ import numpy as np
 from ayni.errors import IntegrityError
 from ayni.task import Task
 from ayni.tensors import safe
-from ayni.tensors.safe import Floats
+from ayni.tensors.safe import Bytes, Floats
 from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
 from ayni.tensors.update import Shapes, decode_change, decode_update, encode_change, encode_whole
 
-Read = Callable[[str], bytes]  # SHA-256 -> verified bytes
+Read = Callable[[str], Bytes]  # SHA-256 -> verified bytes
 
 
 class SiteInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class RoundInputs(msgspec.Struct, frozen=True, kw_only=True):
 class RoundResult:
     """`published` is what the sites get (`name` "whole" or "change"); `digest` is that of the model they then have."""
 
-    whole: bytes
+    whole: Bytes
     residual: bytes
     published: bytes
     name: str
@@ -81,7 +81,7 @@ def aggregate(inputs: RoundInputs, task: Task, read: Read) -> RoundResult:
     )
 
 
-def _floats(data: bytes) -> dict[str, Floats]:
+def _floats(data: Bytes) -> dict[str, Floats]:
     return {name: np.asarray(tensor, np.float32) for name, tensor in safe.decode(data).items()}
 
 
@@ -128,7 +128,7 @@ def _softmax(logits_NC: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.float
     return result
 
 
-def check_update(data: bytes, shapes: Shapes, form: str) -> None:
+def check_update(data: Bytes, shapes: Shapes, form: str) -> None:
     """What is averaged later is checked at the door: form, names, shapes, types, size. Raises IntegrityError."""
     found = safe.read_metadata(data).get("form")
     if found != form:
@@ -139,7 +139,7 @@ def check_update(data: bytes, shapes: Shapes, form: str) -> None:
         decode_update(data, shapes, None)
 
 
-def check_soft_labels(data: bytes, task: Task, image_set: str, num_images: int) -> None:
+def check_soft_labels(data: Bytes, task: Task, image_set: str, num_images: int) -> None:
     """Raises IntegrityError if these are not one hospital's answers on our public set."""
     answer = decode_targets(data)
     if answer.info.source != "hospital" or answer.info.image_set != image_set:

@@ -6,15 +6,17 @@ so a coordinator that was killed in the middle computes the same bits again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ayni.errors import RefusedError
 from ayni.wire.messages import RoundIs, Submit, Submitted
-from ayni_coordinator.aggregation import RoundInputs, RoundResult, SiteInput
+from ayni_coordinator.aggregation import RoundInputs, SiteInput, aggregate
 from ayni_coordinator.database import AnswerRow, ArtefactRow, ManifestRow, RoundRow, SiteRow, note
-from ayni_coordinator.home import CoordinatorHome, add_artefact, find_artefact, publish
+from ayni_coordinator.home import CoordinatorHome, find_artefact, list_artefact, publish
 from ayni_coordinator.rounds import RoundFacts, decide, retry_after_s
 
 
@@ -107,21 +109,52 @@ def close_round(home: CoordinatorHome, session: Session, row: RoundRow, missed: 
     note(session, now_s, "coordinator", told + (f"; without {', '.join(missed)}" if missed else ""))
 
 
-def publish_round(home: CoordinatorHome, session: Session, number: int, result: RoundResult, now_s: float) -> None:
-    """Store the result, sign the new manifest and open the next round, all at once."""
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A round's result with every part in the store: hashes in hex or empty, and the bytes of what is listed."""
+
+    whole: str
+    residual: str
+    published: str
+    published_bytes: int
+    name: str
+    digest: str
+    consensus: str
+    consensus_bytes: int
+
+
+def average_round(home: CoordinatorHome, inputs: RoundInputs) -> StoredResult:
+    """Average, and put the result on the disk; the database is not touched. Raises IntegrityError."""
+    result = aggregate(inputs, home.task, home.store.read)
+    whole = home.store.put(result.whole)
+    published = whole if result.published is result.whole else ""
+    return StoredResult(
+        whole=whole,
+        residual=home.store.put(result.residual) if result.residual else "",
+        published=published or (home.store.put(result.published) if result.published else ""),
+        published_bytes=len(result.published),
+        name=result.name,
+        digest=result.digest,
+        consensus=home.store.put(result.consensus) if result.consensus else "",
+        consensus_bytes=len(result.consensus or b""),
+    )
+
+
+def publish_round(home: CoordinatorHome, session: Session, number: int, result: StoredResult, now_s: float) -> None:
+    """Make the result the newest model, sign the new manifest and open the next round, all at once."""
     row = session.get(RoundRow, number)
     if row is None or row.state != "closed":
         return  # published before a restart
-    row.global_sha256 = home.store.put(result.whole)
-    row.residual_sha256 = home.store.put(result.residual) if result.residual else ""
+    row.global_sha256, row.residual_sha256 = result.whole, result.residual
     row.digest, row.state, row.published_s = result.digest, "published", now_s
     if result.published:
         if result.name == "whole":  # what came before it is of no use to anybody now
             session.query(ArtefactRow).filter(ArtefactRow.kind == "model").delete()
-        add_artefact(home, session, "model", result.name, number, result.published, digest=result.digest)
+        size = result.published_bytes
+        list_artefact(session, "model", result.name, number, result.published, size, digest=result.digest)
     if result.consensus:
         session.query(ArtefactRow).filter(ArtefactRow.kind == "targets", ArtefactRow.name == "consensus").delete()
-        add_artefact(home, session, "targets", "consensus", number, result.consensus)
+        list_artefact(session, "targets", "consensus", number, result.consensus, result.consensus_bytes)
     version = publish(home, session, now_s)
     note(session, now_s, "coordinator", f"round {number} published as manifest {version}, model {result.digest[:12]}")
     if number == home.task.training.rounds:

@@ -132,10 +132,17 @@ def add_artefact(
 ) -> str:
     """The blob first, then its row: a row never promises what is not on the disk."""
     sha256 = home.store.put(data)
-    session.add(
-        ArtefactRow(kind=kind, name=name, round_number=round_number, sha256=sha256, num_bytes=len(data), digest=digest)
-    )
+    list_artefact(session, kind, name, round_number, sha256, len(data), digest=digest)
     return sha256
+
+
+def list_artefact(
+    session: Session, kind: ArtefactKind, name: str, round_number: int, sha256: str, num_bytes: int, *, digest: str = ""
+) -> None:
+    """A row for a blob that is in the store."""
+    session.add(
+        ArtefactRow(kind=kind, name=name, round_number=round_number, sha256=sha256, num_bytes=num_bytes, digest=digest)
+    )
 
 
 def publish(home: CoordinatorHome, session: Session, now_s: float) -> int:

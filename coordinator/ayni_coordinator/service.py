@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from ayni.errors import AyniError, IntegrityError, PeerProtocolError, RefusedError
 from ayni.tensors import safe
 from ayni.tensors.image_set import decode_image_set
+from ayni.tensors.safe import Bytes
 from ayni.wire.connection import Frames
 from ayni.wire.curve import wire_bytes
 from ayni.wire.messages import (
@@ -36,7 +37,7 @@ from ayni.wire.messages import (
     to_frames,
 )
 from ayni_coordinator import federation, registry
-from ayni_coordinator.aggregation import RoundInputs, RoundResult, aggregate, check_soft_labels, check_update
+from ayni_coordinator.aggregation import RoundInputs, check_soft_labels, check_update
 from ayni_coordinator.database import ManifestRow, SiteRow, TrafficRow, note, transaction
 from ayni_coordinator.home import CoordinatorHome, find_artefact
 from ayni_coordinator.uploads import Uploads
@@ -52,7 +53,7 @@ class Coordinator:
 
     def __init__(self, home: CoordinatorHome, now_s: float) -> None:
         self.home = home
-        self._averaging: tuple[int, Future[RoundResult]] | None = None
+        self._averaging: tuple[int, Future[federation.StoredResult]] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ayni-average")
         self._traffic: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
         self._flushed_s = self._refreshed_s = 0.0
@@ -206,10 +207,11 @@ class Coordinator:
         except IntegrityError as error:
             raise RefusedError("bad-artefact", f"the answer of {site!r} was not counted: {error}") from None
 
-    def _stored(self, sha256: bytes) -> bytes:
+    def _stored(self, sha256: bytes) -> Bytes:
+        """Hashed when it arrived; before it is averaged it is hashed again."""
         if not self.home.store.has(sha256.hex()):
             raise RefusedError("unknown-artefact", f"artefact {sha256.hex()[:12]} has not arrived; put it first")
-        return self.home.store.read(sha256.hex())
+        return self.home.store.view(sha256.hex())
 
     # What happens by itself
 
@@ -227,10 +229,9 @@ class Coordinator:
             inputs = closed.inputs if closed else b""
         if closed and not self._averaging:
             work = msgspec.json.decode(inputs, type=RoundInputs)
-            future = self._worker.submit(aggregate, work, self.home.task, self.home.store.read)
-            self._averaging = (closed.number, future)
+            self._averaging = (closed.number, self._worker.submit(federation.average_round, self.home, work))
 
-    def _publish(self, number: int, future: Future[RoundResult], now_s: float) -> None:
+    def _publish(self, number: int, future: Future[federation.StoredResult], now_s: float) -> None:
         try:
             result = future.result()
         except AyniError as error:

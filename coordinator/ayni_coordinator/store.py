@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import fsspec
 
 from ayni.artefacts.files import flush_folder, write_atomic
 from ayni.errors import IntegrityError, UserError
+from ayni.tensors.safe import Bytes
 
 
 class ArtefactStore:
@@ -26,14 +28,14 @@ class ArtefactStore:
     def _at(self, sha256: str) -> str:
         return f"{self._root}/{sha256}"
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: Bytes) -> str:
         """Returns the SHA-256. A local file is flushed to the disk before this returns."""
         sha256 = hashlib.sha256(data).hexdigest()
         if not self._files.exists(self._at(sha256)):
             if self._folder:
                 write_atomic(self._folder / sha256, data)
             else:
-                self._files.pipe_file(self._at(sha256), data)
+                self._files.pipe_file(self._at(sha256), bytes(data))
         return sha256
 
     def adopt(self, path: Path, sha256: str) -> None:
@@ -48,15 +50,24 @@ class ArtefactStore:
     def has(self, sha256: str) -> bool:
         return bool(self._files.exists(self._at(sha256)))
 
-    def read(self, sha256: str) -> bytes:
+    def read(self, sha256: str) -> Bytes:
         """The whole artefact, verified. Raises IntegrityError if it is gone or damaged."""
-        try:
-            data = bytes(self._files.cat_file(self._at(sha256)))
-        except (FileNotFoundError, OSError):
-            raise IntegrityError(f"artefact {sha256[:12]} is missing in the store; restore it from a backup") from None
+        data = self.view(sha256)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise IntegrityError(f"artefact {sha256[:12]} is damaged in the store; restore it from a backup")
         return data
+
+    def view(self, sha256: str) -> Bytes:
+        """The whole artefact, for who has just seen it verified. A local file is mapped, not copied."""
+        try:
+            if not self._folder:
+                return bytes(self._files.cat_file(self._at(sha256)))
+            with (self._folder / sha256).open("rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError:
+            raise IntegrityError(f"artefact {sha256[:12]} is missing in the store; restore it from a backup") from None
+        except ValueError:
+            return b""  # an empty file cannot be mapped
 
     def read_part(self, sha256: str, offset: int, length: int) -> bytes:
         """Not verified: the receiver checks the hash of the whole."""
