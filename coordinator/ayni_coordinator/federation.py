@@ -197,7 +197,7 @@ def answer_round(session: Session, site: str, asked: Submit, now_s: float) -> Su
 def describe_round(home: CoordinatorHome, session: Session, site: str, now_s: float) -> RoundIs:
     """How the federation stands, seen from one site. Nothing is claimed that is not stored."""
     newest, num_rounds = current_round(session), home.task.training.rounds
-    answers = answers_of(session, newest.number)
+    answers, num_sites = answers_of(session, newest.number), len(active_sites(session))
     is_over = newest.state == "published" and newest.number == num_rounds
     phase = "finished" if is_over else "waiting" if newest.state == "published" else newest.state
     return RoundIs(
@@ -206,9 +206,9 @@ def describe_round(home: CoordinatorHome, session: Session, site: str, now_s: fl
         num_rounds=num_rounds,
         wanted=phase == "open" and _state(answers, site) == "wanted",
         deadline_in_s=max(0.0, newest.deadline_s - now_s),
-        retry_after_s=retry_after_s(phase, home.task.round.deadline_s),
+        retry_after_s=retry_after_s(phase, home.task.round.deadline_s, num_sites),
         manifest_version=session.scalar(select(func.max(ManifestRow.version))) or 0,
-        num_sites=len(active_sites(session)),
+        num_sites=num_sites,
         num_answered=sum(answer.state == "counted" for answer in answers.values()),
         now_s=now_s,
     )
