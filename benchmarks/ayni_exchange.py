@@ -34,7 +34,7 @@ def wire_task(num_sites: int, num_rounds: int) -> Task:
         training=TrainingSettings(rounds=num_rounds),
         networks=NetworkSettings(small=ResNetSettings(layers=(3, 2, 2, 1), planes=(64, 128, 256, 512))),
         traffic=TrafficSettings(form="fp32"),
-        round=RoundSettings(deadline_s=60, quorum=num_sites, wait_for_sites=num_sites),
+        round=RoundSettings(deadline_s=10, quorum=num_sites, wait_for_sites=num_sites),
     )
 
 
