@@ -56,6 +56,7 @@ class Coordinator:
         self._averaging: tuple[int, Future[federation.StoredResult]] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ayni-average")
         self._traffic: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+        self._seen_s: dict[str, float] = {}
         self._flushed_s = self._refreshed_s = 0.0
         with transaction(home.engine) as session:
             newest = federation.current_round(session)
@@ -93,6 +94,7 @@ class Coordinator:
             meter = self._traffic[site, self._purpose(request)]
             meter[0] += wire_bytes(frames)
             meter[1] += wire_bytes(answer)
+            self._seen_s[site] = now_s
         return answer
 
     def tick(self, now_s: float) -> None:
@@ -149,9 +151,6 @@ class Coordinator:
         return reply
 
     def _ask_database(self, session: Session, site: str, request: Request, now_s: float) -> tuple[ReplyBody, bytes]:
-        row = session.get(SiteRow, site)
-        if row:
-            row.last_seen_s = now_s
         match request.body:
             case GetRound():
                 return federation.describe_round(self.home, session, site, now_s), b""
@@ -261,11 +260,15 @@ class Coordinator:
         if not self._traffic:
             return
         with transaction(self.home.engine) as session:
-            for (site, purpose), (up, down) in self._traffic.items():
-                row = session.get(TrafficRow, (site, purpose))
+            for (name, purpose), (up, down) in self._traffic.items():
+                row = session.get(TrafficRow, (name, purpose))
                 if row is None:
-                    row = TrafficRow(site=site, purpose=purpose, bytes_up=0, bytes_down=0)
+                    row = TrafficRow(site=name, purpose=purpose, bytes_up=0, bytes_down=0)
                     session.add(row)
                 row.bytes_up += up
                 row.bytes_down += down
+            for name, seen_s in self._seen_s.items():
+                if site := session.get(SiteRow, name):
+                    site.last_seen_s = seen_s
         self._traffic.clear()
+        self._seen_s.clear()
