@@ -19,7 +19,7 @@ PositiveInt = Annotated[int, Meta(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Meta(gt=0, le=1e6)]
 NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e6)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
