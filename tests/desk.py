@@ -71,10 +71,15 @@ class Desk:
         self.submits: dict[str, Submit] = {}
 
     def restarted(self) -> Desk:
-        """Another process on the same folder; the first one is simply dropped, as by kill -9."""
+        """Another process on the same folder. (Tests of faults kill real ones.)"""
+        self.close()
         again = Desk(self.folder)
         again.now_s, again.keys = self.now_s, self.keys
         return again
+
+    def close(self) -> None:
+        self.coordinator.close(self.now_s)
+        self.home.engine.dispose()
 
     # Coming in
 

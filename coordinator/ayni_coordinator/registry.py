@@ -39,7 +39,8 @@ def join(home: CoordinatorHome, session: Session, invitation_key: bytes, asked: 
     site = session.get(SiteRow, invitation.site)
     if site is None:
         same_key = session.scalars(select(SiteRow).where(SiteRow.curve_key == asked.curve_key)).first()
-        if same_key or home.keys.curve.public == asked.curve_key:
+        temporary = session.get(InvitationRow, asked.curve_key)  # half of such a key has been in an e-mail
+        if same_key or temporary or home.keys.curve.public == asked.curve_key:
             raise RefusedError(
                 "not-allowed", f"these keys belong to another site. Join {invitation.site!r} from a new folder."
             )
@@ -53,6 +54,10 @@ def join(home: CoordinatorHome, session: Session, invitation_key: bytes, asked: 
             session, now_s, site.name,
             f"joined as {site.role}, takes part by {site.participation}, signing key {fingerprint(asked.signing_key)}",
         )  # fmt: skip
+    elif site.state != "active":
+        raise RefusedError(
+            "not-allowed", f"site {site.name!r} is {site.state}. Ask the coordinator for a new invitation."
+        )
     elif (site.curve_key, site.signing_key) != (asked.curve_key, asked.signing_key):
         raise RefusedError(
             "used-invitation", f"this invitation has been used by {site.name!r}. Ask the coordinator for a new one."
