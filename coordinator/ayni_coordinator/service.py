@@ -136,6 +136,11 @@ class Coordinator:
                 self._check_answer(site, request.body)
             with transaction(self.home.engine) as session:
                 reply = self._ask_database(session, site, request, now_s)
+            if isinstance(request.body, Leave):
+                self._refresh(now_s)
+            if isinstance(request.body, Leave | Submit):
+                self._advance(now_s)
+            return reply
         except RefusedError as error:
             return Refusal(code=error.code, message=error.message), b""  # type: ignore[arg-type]
         except AyniError as error:
@@ -143,12 +148,6 @@ class Coordinator:
         except Exception:  # one site's request must not end the service for the others
             log.exception("a request of %s failed", site or "an invitation")
             return Refusal(code="busy", message="the coordinator has a fault; its log says more. Try again later."), b""
-        if isinstance(request.body, Submit):
-            self._advance(now_s)
-        elif isinstance(request.body, Leave):
-            self._refresh(now_s)
-            self._advance(now_s)
-        return reply
 
     def _ask_database(self, session: Session, site: str, request: Request, now_s: float) -> tuple[ReplyBody, bytes]:
         match request.body:
@@ -210,6 +209,8 @@ class Coordinator:
         """Hashed when it arrived; before it is averaged it is hashed again."""
         if not self.home.store.has(sha256.hex()):
             raise RefusedError("unknown-artefact", f"artefact {sha256.hex()[:12]} has not arrived; put it first")
+        if self.home.store.num_bytes(sha256.hex()) > self._uploads.max_bytes:  # the public set, say
+            raise RefusedError("bad-artefact", f"artefact {sha256.hex()[:12]} is no answer to a round")
         return self.home.store.view(sha256.hex())
 
     # What happens by itself
@@ -240,8 +241,9 @@ class Coordinator:
             raise
         with transaction(self.home.engine) as session:
             federation.publish_round(self.home, session, number, result, now_s)
-            kept = federation.referenced(session)
-        self.home.store.sweep(kept)
+        with transaction(self.home.engine) as session:  # nobody lists a new artefact while the old ones go
+            self.home.store.sweep(federation.referenced(session))
+        self._uploads.start_anew()
         self._refresh(now_s)
 
     def _purpose(self, request: Request) -> str:

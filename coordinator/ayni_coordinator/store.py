@@ -50,6 +50,9 @@ class ArtefactStore:
     def has(self, sha256: str) -> bool:
         return bool(self._files.exists(self._at(sha256)))
 
+    def num_bytes(self, sha256: str) -> int:
+        return int(self._files.size(self._at(sha256)))
+
     def read(self, sha256: str) -> Bytes:
         """The whole artefact, verified. Raises IntegrityError if it is gone or damaged."""
         data = self.view(sha256)

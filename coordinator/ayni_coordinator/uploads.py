@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,13 +22,18 @@ class _Upload:
 
 
 class Uploads:
-    """`max_bytes` bounds one artefact. A site has a few uploads under way at most; older ones are let go."""
+    """`max_bytes` bounds one artefact. A site has a few uploads under way at most; older ones are let go.
+
+    It also puts a few artefacts in one round at most: an answer has two, and no site may fill the disk for all.
+    """
 
     MAX_OPEN_PER_SITE = 4
+    MAX_STORED_PER_SITE = 8
 
     def __init__(self, folder: Path, store: ArtefactStore, max_bytes: int) -> None:
-        self._folder, self._store, self._max_bytes = folder, store, max_bytes
+        self._folder, self._store, self.max_bytes = folder, store, max_bytes
         self._open: dict[tuple[str, str], _Upload] = {}
+        self._num_stored: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
 
     def received(self, site: str, sha256: str) -> tuple[int, bool]:
@@ -37,10 +44,21 @@ class Uploads:
 
     def put(self, site: str, sha256: str, offset: int, total_bytes: int, part: bytes | memoryview) -> tuple[int, bool]:
         """Parts come in order; a repeated one is ignored. Raises RefusedError if it is too large or damaged."""
-        if total_bytes > self._max_bytes or offset + len(part) > total_bytes:
-            raise RefusedError("too-large", f"an artefact of {total_bytes} bytes; this task allows {self._max_bytes}")
+        try:
+            return self._put(site, sha256, offset, total_bytes, part)
+        except OSError as error:
+            self._let_go(site, sha256)
+            raise RefusedError("busy", f"the coordinator cannot store an artefact now ({error.strerror})") from error
+
+    def _put(self, site: str, sha256: str, offset: int, total_bytes: int, part: bytes | memoryview) -> tuple[int, bool]:
+        if total_bytes > self.max_bytes or offset + len(part) > total_bytes:
+            raise RefusedError("too-large", f"an artefact of {total_bytes} bytes; this task allows {self.max_bytes}")
         if self._store.has(sha256) and (site, sha256) not in self._open:
             return total_bytes, True
+        if self._num_stored[site] >= self.MAX_STORED_PER_SITE:
+            raise RefusedError(
+                "too-large", f"{site!r} has put {self._num_stored[site]} artefacts in this round already"
+            )
         upload = self._resume(site, sha256)
         if offset == upload.received_bytes:
             upload.file.write(part)
@@ -58,8 +76,7 @@ class Uploads:
         if (site, sha256) not in self._open:
             mine = [key for key in self._open if key[0] == site]
             for key in mine[: max(0, len(mine) - self.MAX_OPEN_PER_SITE + 1)]:
-                self._open.pop(key).file.close()
-                self._path(*key).unlink(missing_ok=True)
+                self._let_go(*key)
             file = self._path(site, sha256).open("a+b")
             file.seek(0)
             self._open[site, sha256] = _Upload(file, hashlib.file_digest(file, "sha256"), file.tell())
@@ -73,8 +90,23 @@ class Uploads:
         path = self._path(site, sha256)
         if upload.hasher.hexdigest() != sha256:
             path.unlink()
-            raise RefusedError("bad-artefact", "the artefact arrived damaged and was thrown away; it can be sent again")
+            raise RefusedError("busy", "the artefact arrived damaged and was thrown away; it can be sent again")
         self._store.adopt(path, sha256)
+        self._num_stored[site] += 1
+
+    def _let_go(self, site: str, sha256: str) -> None:
+        if upload := self._open.pop((site, sha256), None):
+            with suppress(OSError):  # closing writes what could not be written before
+                upload.file.close()
+        self._path(site, sha256).unlink(missing_ok=True)
+
+    def start_anew(self) -> None:
+        """A round is over: what has arrived in part is of no use to anybody."""
+        for key in list(self._open):
+            self._let_go(*key)
+        for stray in self._folder.glob("*.part"):
+            stray.unlink()
+        self._num_stored.clear()
 
     def close(self) -> None:
         for upload in self._open.values():

@@ -190,7 +190,7 @@ def upload(line: Line, kind: UploadKind, path: Path, on_bytes: OnBytes = lambda 
         raise PeerProtocolError("the coordinator did not say how much has arrived")
     if reply.stored:
         return sha256
-    start = reply.received_bytes
+    start = min(reply.received_bytes, num_bytes - 1)  # if all has arrived, one more byte makes it count
     with path.open("rb") as file:
         file.seek(start)
 
