@@ -14,7 +14,7 @@ from PIL import Image
 from ayni.errors import MissingExtraError, UserError
 from ayni_export.bundle import BundleError, read_bundle, sign_files
 from ayni_export.diagnose import Diagnosis, FileError, confidence_sentence, diagnose, in_words
-from ayni_export.heat_map import COLOURS, enlarged, evidence, legend_colours, overlay
+from ayni_export.heat_map import COLOURS, enlarged, legend_colours, overlay
 from ayni_export.runtime import Session, check_packages
 from trained_home import exported_bundle, save_xray, xrays
 
@@ -105,15 +105,6 @@ def test_two_onnxruntimes_that_break_each_other_are_reported_with_the_remedy() -
     with pytest.raises(UserError, match="pip uninstall -y onnxruntime onnxruntime-gpu"):
         check_packages({"onnxruntime", "onnxruntime-gpu"})
     assert "pip install 'ayni[deploy]'" in str(MissingExtraError("diagnosis", "deploy"))
-
-
-def test_evidence_is_what_speaks_for_the_class_and_not_for_the_others() -> None:
-    activation_Chw = np.array([[[4.0, 1.0, 0.0]], [[2.0, 3.0, 0.0]], [[0.0, 1.0, 2.0]]], np.float32)
-    # class 0 less the mean of the others: 4 - 1, 1 - 2, 0 - 1; the largest is 3
-    assert evidence(activation_Chw, predicted=0).tolist() == [[1.0, 0.0, 0.0]]
-    # class 1: 2 - 2, 3 - 1, 0 - 1
-    assert evidence(activation_Chw, predicted=1).tolist() == [[0.0, 1.0, 0.0]]
-    assert evidence(np.zeros((2, 1, 1), np.float32), predicted=0).tolist() == [[0.0]]
 
 
 def test_the_overlay_leaves_the_image_alone_where_nothing_speaks_for_the_finding() -> None:

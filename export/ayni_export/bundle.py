@@ -1,7 +1,7 @@
 """A bundle: what lies in the folder, and reading it so that only verified bytes are used. Needs no numpy, no torch.
 
     BUNDLE/configs/metadata.json   MONAI Bundle metadata, and the section `ayni` (BundleInfo)
-           models/model.onnx       pixels in; logits, probabilities and the class activation map out
+           models/model.onnx       pixels in; logits and probabilities out
            docs/model_card.md      what a person should read before using it
            LICENSE
            signature.json          SHA-256 of every other file, signed (ed25519)
@@ -49,7 +49,6 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_images: int
     logits: float
     probabilities: float
-    activation: float
     tolerance: float  # of the logits
     pytorch_version: str
     onnxruntime_version: str

@@ -1,6 +1,6 @@
 """Images in, diagnoses out; one bad file does not stop the others. Needs numpy and ONNX Runtime, never torch.
 
-H x W = pixels, K = channels, C = classes, h x w = the feature map.
+H x W = pixels, h x w = pixels as the model sees them, K = channels, C = classes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ayni.data.images import prepare, read_image
 from ayni.errors import AyniError, DataError
 from ayni.task import ImageSettings
 from ayni_export.bundle import Bundle, BundleInfo, read_bundle
+from ayni_export.occlusion import occlusion
 from ayni_export.runtime import Session
 
 SHOWN_PIXELS = 448  # the longer side of the picture in the report is at most this, or what the model takes
@@ -38,7 +39,8 @@ class Diagnosis:
     classes: tuple[str, ...]
     logits_C: Floats
     probabilities_C: Floats
-    activation_Chw: Floats
+    falls_hw: Floats  # nats: how far the log-odds of the finding fall where the image is hidden
+    least_confidence: float  # of this finding, with the one patch hidden that lowers it most
     shown_HWK: Pixels
 
     @property
@@ -91,13 +93,23 @@ def answers(
 
 def _diagnose_one(info: BundleInfo, session: Session, path: Path, resize: bool, allow_burned_in: bool) -> Diagnosis:
     pixels_HWK = read_image(path, allow_burned_in=allow_burned_in)
-    logits_C, probabilities_C, activation_Chw = session.run(
-        prepare(pixels_HWK, info.image, resize=resize, name=str(path))
+    seen_hwK = prepare(pixels_HWK, info.image, resize=resize, name=str(path))
+
+    def ask(pixels_BhwK: Pixels) -> tuple[Floats, Floats]:
+        logits_BC, probabilities_BC = session.run(pixels_BhwK)
+        if not (np.isfinite(logits_BC).all() and np.isfinite(probabilities_BC).all()):
+            raise DataError(
+                f"{path}: the model's answer is not a number. Do not use it; report it to the site {info.site}."
+            )
+        return logits_BC, probabilities_BC
+
+    (logits_C,), (probabilities_C,) = ask(seen_hwK[np.newaxis])
+    falls_hw, least_confidence = occlusion(
+        lambda hidden_BhwK: ask(hidden_BhwK)[0],
+        seen_hwK,
+        int(np.argmax(probabilities_C)),
+        temperature=info.temperature,
     )
-    if not all(np.isfinite(part).all() for part in (logits_C, probabilities_C, activation_Chw)):
-        raise DataError(
-            f"{path}: the model's answer is not a number. Do not use it; report it to the site {info.site}."
-        )
     return Diagnosis(
         path=path,
         sha256=_sha256(path),
@@ -106,7 +118,8 @@ def _diagnose_one(info: BundleInfo, session: Session, path: Path, resize: bool, 
         classes=info.classes,
         logits_C=logits_C,
         probabilities_C=probabilities_C,
-        activation_Chw=activation_Chw,
+        falls_hw=falls_hw,
+        least_confidence=least_confidence,
         shown_HWK=_shown(pixels_HWK, info.image),
     )
 

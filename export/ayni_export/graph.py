@@ -1,6 +1,6 @@
-"""The network as an ONNX graph: pixels in; logits, probabilities and the exact class activation map out.
+"""The network as an ONNX graph: pixels in; logits and probabilities out.
 
-B = images, C = classes, K = channels, H x W = pixels, F = features, h x w = the feature map.
+B = images, C = classes, K = channels, H x W = pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ayni.learning.networks import Network
 from ayni.trained_model import TrainedModel
 from ayni_export.bundle import Parity
 
-OUTPUTS = ("logits", "probabilities", "activation")
+OUTPUTS = ("logits", "probabilities")
 TOLERANCE = 1e-4
 NUM_PARITY_IMAGES = 16
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -28,11 +28,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class DiagnosisGraph(nn.Module):
-    """The network with the preprocessing that training used, and what diagnosis needs after it.
-
-    The class activation map (Zhou et al., CVPR 2016) is exact here, since the head is linear and sees only the mean
-    of the feature map: the mean over h, w of activation[:, c], plus the head's bias, is logits[:, c].
-    """
+    """The network with the preprocessing that training used, and calibrated probabilities after it."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -44,13 +40,11 @@ class DiagnosisGraph(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(model.pixel_mean).reshape(1, -1, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(model.pixel_std).reshape(1, -1, 1, 1))
 
-    def forward(self, pixels_BKHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`pixels_BKHW`: uint8. Returns logits [B, C], probabilities [B, C], activation [B, C, h, w]."""
+    def forward(self, pixels_BKHW: Tensor) -> tuple[Tensor, Tensor]:
+        """`pixels_BKHW`: uint8. Returns logits [B, C] and probabilities [B, C]."""
         images_BKHW = (pixels_BKHW.float() / 255 - self.pixel_mean) / self.pixel_std
-        features_BFhw = self.network.extractor(images_BKHW)
-        logits_BC = self.network.head(features_BFhw.mean(dim=(2, 3)))
-        activation_BChw = torch.einsum("bfhw,cf->bchw", features_BFhw, self.network.head.weight)
-        return logits_BC, torch.softmax(logits_BC / self.temperature, dim=1), activation_BChw
+        logits_BC: Tensor = self.network(images_BKHW)
+        return logits_BC, torch.softmax(logits_BC / self.temperature, dim=1)
 
 
 def to_onnx(graph: DiagnosisGraph, model: TrainedModel, *, opset: int) -> bytes:
@@ -131,14 +125,14 @@ def check_parity(graph: DiagnosisGraph, onnx_model: bytes, model: TrainedModel) 
     )
 
 
-def _torch_outputs(graph: DiagnosisGraph, pixels_BKHW: Pixels, model: TrainedModel) -> tuple[Floats, Floats, Floats]:
+def _torch_outputs(graph: DiagnosisGraph, pixels_BKHW: Pixels, model: TrainedModel) -> tuple[Floats, Floats]:
     mean = np.array(model.pixel_mean, np.float32).reshape(1, -1, 1, 1)
     std = np.array(model.pixel_std, np.float32).reshape(1, -1, 1, 1)
     images_BKHW = torch.from_numpy((pixels_BKHW.astype(np.float32) / np.float32(255) - mean) / std)
     with torch.no_grad():
         logits_BC = graph.network.eval()(images_BKHW)
-        _, probabilities_BC, activation_BChw = graph.eval()(torch.from_numpy(pixels_BKHW))
-    return logits_BC.numpy(), probabilities_BC.numpy(), activation_BChw.numpy()
+        _, probabilities_BC = graph.eval()(torch.from_numpy(pixels_BKHW))
+    return logits_BC.numpy(), probabilities_BC.numpy()
 
 
 def parity_images(channels: int, height: int, width: int) -> Pixels:

@@ -1,12 +1,13 @@
-"""The heat map: what spoke for the finding, laid over the image. numpy and Pillow only.
+"""The heat map: where hiding a part lowers the answer, laid over the image. numpy and Pillow only.
 
-H x W = pixels, K = channels, C = classes, h x w = the feature map.
+H x W = pixels as shown, h x w = pixels as the model sees them, K = channels.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -17,22 +18,21 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 SMALLEST_SIDE = 336  # smaller images are shown larger, pixel by pixel: nothing is smoothed into them
 MOST_OPAQUE = 0.62
-# Lightness rises evenly along these colours (matplotlib's magma, CC0): more looks like more, also in grey.
-COLOURS = np.array([(59, 15, 112), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191)], np.float32)
+FULL_COLOUR_NATS = math.log(2)  # at least, for the strongest place: half the odds
+# Lightness rises evenly along these colours (matplotlib's plasma, CC0): more looks like more, also in grey and to
+# the colour-blind; and bright yellow is no colour of bone.
+COLOURS = np.array([(13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], np.float32)
 
 
-def evidence(activation_Chw: Floats, predicted: int) -> Floats:
-    """[h, w]: where the image speaks for the predicted class, 0 to 1 (1 = the strongest place of this image).
+def heat(falls_hw: Floats) -> Floats:
+    """[h, w], 0 to 1, of the falls of the log-odds in nats (see occlusion.py).
 
-    Adding the same number to all logits changes no probability, so the evidence for a class is its activation less
-    the mean of the others'; only what speaks for the class is kept.
+    The strongest place of the image is 1, if hiding it at least halves the odds; weaker evidence is not blown up.
 
-    >>> evidence(np.array([[[0.0, 2.0]], [[3.0, 1.0]]], np.float32), predicted=0).tolist()
-    [[0.0, 1.0]]
+    >>> heat(np.array([[0.0, 1.5, 3.0]], np.float32)).tolist()
+    [[0.0, 0.5, 1.0]]
     """
-    others_hw = np.delete(activation_Chw, predicted, axis=0).mean(axis=0)
-    positive_hw = np.maximum(activation_Chw[predicted] - others_hw, 0)
-    return np.asarray(positive_hw / max(float(positive_hw.max()), 1e-12), np.float32)
+    return np.asarray(falls_hw / max(float(falls_hw.max()), FULL_COLOUR_NATS), np.float32)
 
 
 def colours_of(heat: Floats) -> Floats:
@@ -44,7 +44,7 @@ def colours_of(heat: Floats) -> Floats:
 def overlay(shown_HWK: Pixels, heat_hw: Floats) -> Pixels:
     """The image with the heat over it, uint8 [H, W, 3]; where there is no heat, the image is untouched."""
     height, width = shown_HWK.shape[:2]
-    # bicubic, as the map is a few pixels wide and its cells are no borders of anything
+    # bicubic: the edges of the patches are no borders of anything
     smooth = Image.fromarray(heat_hw).resize((width, height), Image.Resampling.BICUBIC)
     return _blend(np.broadcast_to(shown_HWK, (height, width, 3)), np.clip(np.asarray(smooth, np.float32), 0, 1))
 

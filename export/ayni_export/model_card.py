@@ -51,7 +51,7 @@ On {info.validation.num_images} held-out images of this site, which were also us
 
 - Not checked on other devices, other patients or other ages than those of the sites that took part.
 - An image of another kind gets an answer too, with a confidence that means nothing.
-- The heat map shows which regions spoke for the answer. It is coarse, and it is no outline of a finding.
+- The heat map shows where hiding a part of the image lowers the answer most. It is no segmentation, and no proof.
 - The calibration holds for images like the held-out ones, in about the same mixture of classes.
 
 ## Technical

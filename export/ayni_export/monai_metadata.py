@@ -57,16 +57,14 @@ def _inputs(info: BundleInfo) -> dict[str, object]:
 
 def _outputs(info: BundleInfo) -> dict[str, object]:
     classes = {str(i): name for i, name in enumerate(info.classes)}
-    common = {"num_channels": len(info.classes), "dtype": "float32", "is_patch_data": False, "channel_def": classes}
-    vector = {**common, "spatial_shape": [1]}
+    vector = {
+        "num_channels": len(info.classes),
+        "spatial_shape": [1],
+        "dtype": "float32",
+        "is_patch_data": False,
+        "channel_def": classes,
+    }
     return {
         "logits": {"type": "logits", "format": "classes", "value_range": [], **vector},
         "probabilities": {"type": "probabilities", "format": "classes", "value_range": [0, 1], **vector},
-        "activation": {
-            "type": "class activation map",
-            "format": "classes",
-            "value_range": [],
-            "spatial_shape": ["*", "*"],
-            **common,
-        },
     }

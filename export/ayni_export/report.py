@@ -12,7 +12,7 @@ import msgspec
 import ayni
 from ayni_export.bundle import Bundle
 from ayni_export.diagnose import Diagnosis, FileError, confidence_sentence, in_words
-from ayni_export.heat_map import data_uri, enlarged, evidence, legend_colours, overlay
+from ayni_export.heat_map import data_uri, enlarged, heat, legend_colours, overlay
 
 NOT_PRIMARY = "Not for primary diagnosis."
 MAX_BARS = 8
@@ -43,6 +43,7 @@ class ReportedImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     finding: str = ""
     confidence: float = 0.0
     confidence_words: str = ""
+    least_confidence: float = 0.0  # in the same finding, with the one part hidden that lowers it most
     probabilities: dict[str, float] = {}
     logits: dict[str, float] = {}
     error: str = ""
@@ -81,6 +82,7 @@ def entry(bundle: Bundle, answer: Diagnosis | FileError, number: int) -> Entry:
         finding=answer.finding,
         confidence=round(answer.confidence, 6),
         confidence_words=in_words(answer.confidence),
+        least_confidence=round(answer.least_confidence, 6),
         probabilities={name: probability for name, (probability, _) in figures.items()},
         logits={name: logit for name, (_, logit) in figures.items()},
     )
@@ -164,7 +166,7 @@ def percent(share: float) -> str:
 
 
 def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number: int) -> str:
-    heat = overlay(enlarged(answer.shown_HWK), evidence(answer.activation_Chw, answer.predicted))
+    heated = overlay(enlarged(answer.shown_HWK), heat(answer.falls_hw))
     finding = escape(printable(answer.finding))
     scale = f"linear-gradient(90deg,{','.join(legend_colours())})"
     return f"""<section id="image-{number}">
@@ -174,14 +176,25 @@ def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number:
 <div class="pictures">
 <figure><img class="small" src="{data_uri(enlarged(answer.shown_HWK))}" alt="The image">
 <figcaption>{_size(bundle, answer)}</figcaption></figure>
-<figure><img src="{data_uri(heat, photo=True)}" alt="The image with the heat map over it">
-<figcaption>Where it speaks for <em>{finding}</em></figcaption>
-<div class="legend">none<i style="background:{scale}"></i>most</div></figure>
+<figure><img src="{data_uri(heated, photo=True)}" alt="The image with the heat map over it">
+<figcaption>{_hiding(answer)}</figcaption>
+<div class="legend">no change<i style="background:{scale}"></i>most</div></figure>
 </div>
 <div class="bars">
 {_bars(reported)}</div>
 <p class="hash">SHA-256 {reported.sha256}</p>
 </section>"""
+
+
+def _hiding(answer: Diagnosis) -> str:
+    """What the heat map is and what it is not."""
+    finding = f"<em>{escape(printable(answer.finding))}</em>"
+    whole, hidden = percent(answer.confidence), percent(answer.least_confidence)
+    if hidden == whole:
+        change = f"Hiding any one place leaves {finding} at {whole}; the colours show where it falls a little"
+    else:
+        change = f"Hiding the coloured places lowers {finding}, the yellow ones most: from {whole} to {hidden}"
+    return f"{change}. Not a segmentation, and no proof."
 
 
 def _size(bundle: Bundle, answer: Diagnosis) -> str:
@@ -234,8 +247,9 @@ def _model_section(bundle: Bundle, report: Report) -> str:
         "Trained on": f"{sum(info.num_train_per_class.values())} images at this site",
         "Checked on": f"{info.validation.num_images} held-out images of this site: area under the ROC curve "
         f"{info.validation.auc:.2f}, balanced accuracy {info.validation.balanced_accuracy:.2f}",
-        "Heat map": "class activation map: which regions spoke for the finding and not for the other classes. Coarse; "
-        "the colours are relative to the strongest place of each image, and no outline of a disease",
+        "Heat map": "occlusion: a grey patch, a quarter of the image wide and high, hides one place after the other, "
+        "and the model answers again. The colour tells how far the odds of the finding then fall. The strongest place "
+        "of each image has the full colour, if hiding it at least halves the odds",
         "Ran on": f"{'this GPU' if model.device == 'gpu' else 'this processor'}, {report.created}",
     }
     rows = "\n".join(f"<dt>{name}</dt><dd>{escape(printable(text))}</dd>" for name, text in facts.items())

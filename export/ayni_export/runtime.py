@@ -12,7 +12,7 @@ from ayni.errors import MissingExtraError, UserError
 from ayni_export.bundle import Bundle, BundleError, BundleInfo
 
 CPU, GPU = "onnxruntime", "onnxruntime-gpu"
-OUTPUTS = ("logits", "probabilities", "activation")
+OUTPUTS = ("logits", "probabilities")
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -47,24 +47,18 @@ class Session:
         self.device = "gpu" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
 
     def _fits(self, info: BundleInfo) -> bool:
-        """Whether a black image gets answers of the promised shapes."""
+        """Whether two black images get answers of the promised shapes."""
         if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
             return False
-        image, num_classes = info.image, len(info.classes)
-        logits_C, probabilities_C, activation_Chw = self.run(
-            np.zeros((image.height, image.width, image.channels), np.uint8)
-        )
-        return (
-            logits_C.shape == probabilities_C.shape == (num_classes,)
-            and activation_Chw.ndim == 3
-            and len(activation_Chw) == num_classes
-        )
+        image = info.image
+        logits_BC, probabilities_BC = self.run(np.zeros((2, image.height, image.width, image.channels), np.uint8))
+        return bool(logits_BC.shape == probabilities_BC.shape == (2, len(info.classes)))
 
-    def run(self, pixels_HWK: Pixels) -> tuple[Floats, Floats, Floats]:
-        """One image. Returns logits [C], probabilities [C] and activation [C, h, w]."""
-        pixels_BKHW = np.ascontiguousarray(pixels_HWK.transpose(2, 0, 1)[np.newaxis])
-        logits_BC, probabilities_BC, activation_BChw = self._session.run(list(OUTPUTS), {"pixels": pixels_BKHW})
-        return logits_BC[0], probabilities_BC[0], activation_BChw[0]
+    def run(self, pixels_BHWK: Pixels) -> tuple[Floats, Floats]:
+        """Returns logits [B, C] and probabilities [B, C]."""
+        pixels_BKHW = np.ascontiguousarray(pixels_BHWK.transpose(0, 3, 1, 2))
+        logits_BC, probabilities_BC = self._session.run(list(OUTPUTS), {"pixels": pixels_BKHW})
+        return logits_BC, probabilities_BC
 
 
 def installed_packages() -> set[str]:

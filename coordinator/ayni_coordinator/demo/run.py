@@ -36,7 +36,7 @@ from ayni_coordinator.home import CoordinatorHome, find_artefact
 from ayni_coordinator.views import federation_view
 from ayni_export.bundle import read_bundle
 from ayni_export.diagnose import Diagnosis, diagnose
-from ayni_export.heat_map import enlarged, evidence, overlay
+from ayni_export.heat_map import enlarged, heat, overlay
 
 TASK_FILE = Path(__file__).with_name("task.toml")
 MARKER_FILE = ".ayni-demo"  # so that a second run may replace the first, and nothing else
@@ -183,14 +183,14 @@ class _Demo:
         for sample, answer in zip(data.samples, answers, strict=True):
             assert isinstance(answer, Diagnosis)
             shown = enlarged(answer.shown_HWK)
-            heat = overlay(shown, evidence(answer.activation_Chw, answer.predicted))
+            heated = overlay(shown, heat(answer.falls_hw))
             probabilities = dict(zip(answer.classes, map(float, answer.probabilities_C), strict=True))
             samples.append(
                 Sample(
                     site=DIAGNOSING_SITE,
                     image=sample.path.name,
                     picture=_png(shown),
-                    heat_map=_png(heat),
+                    heat_map=_png(heated),
                     probabilities=probabilities,
                     truth=sample.truth,
                 )
