@@ -19,7 +19,7 @@ from ayni.keys import CurveKeys
 from ayni.wire.connection import Admit, Connection, Dial, Frames, Handler
 from ayni.wire.messages import MAX_FRAMES, MAX_PAYLOAD_BYTES
 
-FRAME_OVERHEAD_BYTES = 42  # of CURVE and ZMTP on each frame
+CURVE_BYTES = 33  # of CURVE in each frame (RFC 26): name of the command, nonce, authenticator, flags
 HANDSHAKE_BYTES_UP, HANDSHAKE_BYTES_DOWN = 567, 301
 DIAL_TIMEOUT_S = 10.0
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -31,8 +31,13 @@ _WRONG_KEY_ATTEMPTS = 3  # libzmq would retry for ever
 
 
 def wire_bytes(frames: Frames) -> int:
-    """What these frames cost on the line, without TCP and IP."""
-    return sum(len(frame) + FRAME_OVERHEAD_BYTES for frame in frames)
+    """What these frames cost on the line, without TCP and IP: ZMTP adds 2 bytes up to 255, else 9 (RFC 37).
+
+    >>> wire_bytes([bytes(222)]), wire_bytes([bytes(223)])
+    (257, 265)
+    """
+    bodies = [len(frame) + CURVE_BYTES for frame in frames]
+    return sum(body + (2 if body <= 255 else 9) for body in bodies)
 
 
 class CurveServer:
