@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -43,11 +42,11 @@ def sha(data: bytes) -> bytes:
 
 
 def put(
-    desk: Desk, site: str, data: bytes, offset: int = 0, total_bytes: int | None = None, **changes: Any
+    desk: Desk, site: str, data: bytes, offset: int = 0, total_bytes: int | None = None, **changes: bytes
 ) -> UploadIs:
-    body = PutChunk(kind="update", sha256=changes.get("sha256", sha(data)), offset=offset,
-                    total_bytes=len(data) if total_bytes is None else total_bytes)  # fmt: skip
-    reply = desk.ask(site, body, changes.get("part", data))
+    sha256, part = changes.get("sha256", sha(data)), changes.get("part", data)
+    total_bytes = len(data) if total_bytes is None else total_bytes
+    reply = desk.ask(site, PutChunk(kind="update", sha256=sha256, offset=offset, total_bytes=total_bytes), part)
     assert isinstance(reply, UploadIs)
     return reply
 
@@ -169,7 +168,7 @@ def test_an_artefact_that_is_no_update_is_not_counted_and_the_round_goes_on(desk
     if what in ("public-set", "task"):
         update = bytes.fromhex(next(artefact.sha256 for artefact in desk.listed() if artefact.kind == what))
     else:
-        wrong = {
+        wrong: dict[str, Callable[[], bytes]] = {
             "garbage": lambda: b"no tensors",
             "other network": lambda: encode_whole({"w": weights[name]}, "fp32"),
             "huge weight": lambda: encode_whole({**weights, name: weights[name] + np.float32(1e30)}, "fp32"),
