@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from ayni.learning.networks import build_network, load_weights, weights_of
 from ayni.task import ImageSettings, ResNetSettings
 from ayni.tensors import safe
 from ayni.trained_model import WEIGHTS_FILE, TrainedModel
+from ayni_export import export_site
 from ayni_export.bundle import read_bundle
 from ayni_export.export import export_model
 from ayni_export.graph import DiagnosisGraph, check_parity
 from trained_home import (
     ROOT,
     exported_bundle,
+    join,
     normalised,
     trained_home,
     trained_model,
@@ -163,3 +167,22 @@ def test_a_model_that_is_missing_or_damaged_makes_no_bundle(tmp_path: Path) -> N
     with pytest.raises(UserError, match="normalisation"):
         export_model(unfit, tmp_path / "bundle", signing_key=key)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "nan", "unfit"]
+
+
+def test_a_folder_that_has_not_joined_or_has_no_such_model_makes_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ayni join"):
+        export_site(tmp_path, tmp_path / "bundle")
+    with pytest.raises(UserError, match="ayni train"):
+        export_site(trained_home(), tmp_path / "bundle", alone=True)
+    with pytest.raises(UserError, match="not a bundle"):
+        export_site(trained_home(), trained_home())
+    join(tmp_path / "site")
+    (tmp_path / "site/keys/certificate.msgpack").unlink()
+    with pytest.raises(UserError, match=r"certificate\.msgpack cannot be read"):
+        export_site(tmp_path / "site", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
+    code = "import sys, ayni_export, ayni_export.bundle; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

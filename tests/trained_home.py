@@ -12,10 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
-from ayni.keys import SiteKeys
+from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, Certificate, SiteKeys
 from ayni.learning.networks import Network, build_network, weights_of
+from ayni.site.state import SiteSettings, write_settings
 from ayni.task import ImageSettings, ResNetSettings, Task, TrainingSettings
 from ayni.tensors import safe
 from ayni.trained_model import MODEL_FILE, WEIGHTS_FILE, Scores, TrainedModel
@@ -25,6 +27,7 @@ NETWORK = ResNetSettings(layers=(1, 1, 1, 1), planes=(8, 16, 24, 32))
 IMAGE = ImageSettings(height=28, width=28)
 MEAN, STD = 0.57, 0.17
 NUM_STEPS = 40
+COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 @functools.cache
@@ -36,16 +39,33 @@ def xrays() -> dict[str, Any]:
 
 @functools.cache
 def trained_home() -> Path:
-    """HOME/models/federated and HOME/keys, as a site has them."""
+    """A folder as a site has it that has joined and trained."""
     home = Path(tempfile.mkdtemp(prefix="ayni-home-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    SiteKeys.load_or_create(home)
+    join(home)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two threads on a busy machine are many times slower than one
     network = _train()
     torch.set_num_threads(num_threads)
     write_model(home / "models" / "federated", trained_model(), weights_of(network))
     return home
+
+
+def join(home: Path, site: str = "north-clinic", coordinator: Ed25519PrivateKey = COORDINATOR) -> None:
+    """What joining leaves behind: keys, the coordinator's certificate for them, settings."""
+    key = SiteKeys.load_or_create(home).signing_public
+    certificate = Certificate(site=site, role="clinic", task="pneumonia", signing_key=key, issued_s=1)
+    (home / KEY_FOLDER / CERTIFICATE_FILE).write_bytes(certificate.signed_by(coordinator))
+    settings = SiteSettings(
+        endpoint="tcp://127.0.0.1:7700",
+        coordinator_key=bytes(32),
+        coordinator_signing_key=coordinator.public_key().public_bytes_raw(),
+        site=site,
+        role="clinic",
+        task="pneumonia",
+        participation="weights",
+    )
+    write_settings(home, settings)
 
 
 def _train() -> Network:
@@ -105,11 +125,10 @@ def write_model(folder: Path, model: TrainedModel, weights: dict[str, Any]) -> P
 @functools.cache
 def exported_bundle() -> Path:
     """A real bundle of that model; tests copy it before they change it."""
-    from ayni_export.export import export_model
+    from ayni_export import export_site
 
-    home = trained_home()
-    export_model(home / "models" / "federated", home / "bundle", signing_key=SiteKeys.load(home).signing)
-    return home / "bundle"
+    export_site(trained_home(), trained_home() / "bundle")
+    return trained_home() / "bundle"
 
 
 def save_xray(path: Path, index: int, split: str = "test") -> Path:

@@ -4,7 +4,7 @@
            models/model.onnx       pixels in; logits and probabilities out
            docs/model_card.md      what a person should read before using it
            LICENSE
-           signature.json          SHA-256 of every other file, signed (ed25519)
+           signature.json          SHA-256 of every other file, signed by the site; the coordinator's word on its key
 
 Further models (8 bits, say) will be further entries of `BundleInfo.models`.
 """
@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta
 
-from ayni import keys
-from ayni.errors import IntegrityError, UserError
+from ayni.errors import UserError
 from ayni.task import ImageSettings, Role
 from ayni.trained_model import Scores
+from ayni_export.signature import BundleError, Signature, Signer, check_site, compared_with, verified_signer
 
 METADATA_FILE = "configs/metadata.json"
 MODEL_FILE = "models/model.onnx"
@@ -35,12 +34,6 @@ MAX_MODEL_BYTES = 2 << 30
 MAX_FILES = 64
 
 PositiveFinite = Annotated[float, Meta(gt=0, le=1e6)]
-
-
-class BundleError(IntegrityError):
-    """A bundle that is damaged, changed or signed by somebody else: nothing was done with it."""
-
-    exit_code = 2
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,16 +81,6 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     models: Annotated[tuple[ModelFile, ...], Meta(min_length=1)]
 
 
-class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`signature.json`; bytes are hexadecimal. `certificate` is the coordinator's word on the signing key."""
-
-    format: Literal["ayni-bundle/1"] = "ayni-bundle/1"
-    files: dict[str, str]
-    signing_key: str
-    signature: str
-    certificate: str | None = None
-
-
 class _Metadata(msgspec.Struct):
     """Of the MONAI metadata only our own section is read: the rest is for other programs."""
 
@@ -106,77 +89,35 @@ class _Metadata(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose every byte was verified. `signer_checked`: the signer is the one that was asked for."""
+    """A bundle whose every byte was verified."""
 
     info: BundleInfo
     model: bytes
-    signing_key: bytes
-    certificate: bytes | None
-    signer_checked: bool
-
-    @property
-    def signer(self) -> str:
-        return keys.fingerprint(self.signing_key)
-
-
-def sign_files(files: dict[str, bytes], key: Ed25519PrivateKey, certificate: bytes | None) -> bytes:
-    """The content of `signature.json` for these files."""
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    signed = msgspec.msgpack.decode(keys.sign(_listing(hashes), "bundle", key), type=keys.Signed)
-    signature = Signature(
-        files=hashes,
-        signing_key=key.public_key().public_bytes_raw().hex(),
-        signature=signed.signature.hex(),
-        certificate=certificate.hex() if certificate is not None else None,
-    )
-    return msgspec.json.format(msgspec.json.encode(signature), indent=2) + b"\n"
+    signer: Signer
 
 
 def read_bundle(folder: Path, *, signer: str | None = None) -> Bundle:
-    """Read and verify every file. `signer` is the fingerprint that the signing key must have, if given.
+    """Read and verify every file. `signer` is the fingerprint of the site's key or of its coordinator's, if given.
 
-    Raises UserError if there is no bundle, and BundleError if it is not exactly what was signed.
+    Raises UserError if there is no bundle, and BundleError if it is not exactly what was signed, or not by `signer`.
     """
     if not (folder / SIGNATURE_FILE).is_file():
         raise UserError(f"{folder} is not a bundle: there is no {SIGNATURE_FILE} in it. Make one with `ayni export`.")
     signature = _read_signature(folder)
     files = _read_files(folder)
     _check_files(folder, files, signature.files)
-    key = _verified_key(folder, signature)
-    if signer is not None and _plain(signer) != _plain(keys.fingerprint(key)):
-        raise BundleError(
-            f"{folder} is signed by {keys.fingerprint(key)}, not by {signer}. Ask the site for its fingerprint "
-            "by telephone; do not use this bundle before the two agree."
-        )
+    signed_by = verified_signer(signature, folder)
+    if signer is not None:
+        signed_by = compared_with(signed_by, signer, folder)
     info = _read_info(folder, files)
-    certificate = bytes.fromhex(signature.certificate) if signature.certificate else None
-    return Bundle(info, files[info.models[0].path], key, certificate, signer_checked=signer is not None)
-
-
-def verify_certificate(bundle: Bundle, coordinator_key: bytes) -> keys.Certificate:
-    """The coordinator's word that this bundle's signer is a site of its federation. Raises BundleError."""
-    if bundle.certificate is None:
-        raise BundleError("the bundle brings no certificate of a coordinator. Export it again at a site that has one.")
-    try:
-        certificate = keys.Certificate.verified(bundle.certificate, coordinator_key)
-    except IntegrityError as error:
-        raise BundleError(str(error)) from None
-    if certificate.signing_key != bundle.signing_key or certificate.site != bundle.info.site:
-        raise BundleError(f"the certificate in the bundle is not one of site {bundle.info.site!r} and its key.")
-    return certificate
+    if signed_by.certificate is not None:
+        check_site(signed_by.certificate, info.site, info.task)
+    return Bundle(info, files[info.models[0].path], signed_by)
 
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder may be replaced by a new bundle: it has what only a bundle has."""
     return (folder / SIGNATURE_FILE).is_file() and (folder / METADATA_FILE).is_file()
-
-
-def _listing(hashes: dict[str, str]) -> bytes:
-    return msgspec.json.encode({"format": "ayni-bundle/1", "files": hashes}, order="deterministic")
-
-
-def _plain(fingerprint: str) -> str:
-    return "".join(fingerprint.split()).replace("-", "").lower()
 
 
 def _read_signature(folder: Path) -> Signature:
@@ -220,18 +161,6 @@ def _check_files(folder: Path, files: dict[str, bytes], hashes: dict[str, str]) 
             raise BundleError(
                 f"the bundle {folder} was changed or damaged: {name} is not what was signed. Copy it again."
             )
-
-
-def _verified_key(folder: Path, signature: Signature) -> bytes:
-    try:
-        key = bytes.fromhex(signature.signing_key)
-        signed = keys.Signed(_listing(signature.files), bytes.fromhex(signature.signature))
-        if signature.certificate is not None:
-            bytes.fromhex(signature.certificate)
-        keys.open_signed(signed.to_bytes(), "bundle", key)
-    except (ValueError, IntegrityError):
-        raise BundleError(f"the signature of the bundle {folder} is wrong. Export it again at the site.") from None
-    return key
 
 
 def _read_info(folder: Path, files: dict[str, bytes]) -> BundleInfo:

@@ -50,26 +50,24 @@ def export(
     alone: Annotated[bool, typer.Option("--alone", help="The model trained without the federation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For a program: the metadata on stdout.")] = False,
 ) -> None:
-    from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, SiteKeys, fingerprint
     from ayni.terminal import TerminalWatcher, print_json
+    from ayni_export.bundle import read_bundle
 
-    signing = SiteKeys.load(home)
-    certificate_file = home / KEY_FOLDER / CERTIFICATE_FILE
-    certificate = certificate_file.read_bytes() if certificate_file.is_file() else None
     try:
-        from ayni_export.export import export_model
+        from ayni_export.export import export_site
     except ModuleNotFoundError as error:
         raise MissingExtraError("export", "export") from error
     with TerminalWatcher() as watcher:
         watcher.progress("exporting and checking the model", 0, 1)
-        model_folder = home / "models" / ("alone" if alone else "federated")
-        info = export_model(model_folder, bundle, signing_key=signing.signing, certificate=certificate)
-    signer = fingerprint(signing.signing_public)
+        info = export_site(home, bundle, alone=alone)
+    signer = read_bundle(bundle).signer
     if as_json:
-        print_json({"bundle": str(bundle), "signer": signer, "info": info})
+        who = {"signer": signer.fingerprint, "coordinator": signer.coordinator}
+        print_json({"bundle": str(bundle), **who, "info": info})
         return
     typer.echo(f"{bundle}: {info.name}, version {info.version}")
-    typer.echo(f"Signed by {signer}: give this fingerprint to those who will use the bundle, by telephone.")
+    typer.echo(f"Signed by {info.site}, {signer.fingerprint}; the coordinator {signer.coordinator} vouches for it.")
+    typer.echo("Tell those who will use the bundle one of the two fingerprints by telephone (--signer).")
     typer.echo(f"ONNX Runtime agrees with torch to {info.models[0].parity.logits:.1e} on the logits.")
     typer.echo(f"Next: ayni diagnose {bundle} IMAGE...")
 
@@ -81,7 +79,7 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="For a program: the report on stdout as JSON.")] = False,
     resize: Annotated[bool, typer.Option("--resize", help="Scale larger images down to the model's size.")] = False,
     signer: Annotated[
-        str | None, typer.Option("--signer", help="Fingerprint that the bundle's signer must have.")
+        str | None, typer.Option("--signer", help="Fingerprint of the site, or of its coordinator.")
     ] = None,
     allow_burned_in: Annotated[
         bool, typer.Option("--allow-burned-in", help="Take DICOM images with text burned in (it may name the patient).")

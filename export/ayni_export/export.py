@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ayni.artefacts.files import flush_folder, write_atomic
 from ayni.errors import IntegrityError, UserError
+from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, SiteKeys
 from ayni.learning.networks import Network, build_network, load_weights, shapes_of
+from ayni.site.state import read_settings
 from ayni.tensors import safe
 from ayni.trained_model import WEIGHTS_FILE, TrainedModel
 from ayni_export import bundle as parts
@@ -22,8 +24,28 @@ from ayni_export.bundle import BundleInfo, ModelFile, Parity
 from ayni_export.graph import DiagnosisGraph, check_parity, to_onnx
 from ayni_export.model_card import licence_note, model_card
 from ayni_export.monai_metadata import monai_metadata
+from ayni_export.signature import Vouched, check_site, sign_files, verified_certificate
 
 OPSET = 20  # onnxruntime 1.17 and later
+
+
+def export_site(home: Path, bundle: Path, *, alone: bool = False) -> BundleInfo:
+    """Write the model of a site's folder as a bundle, with the coordinator's word that the site's key signed it.
+
+    `alone`: the model that was trained without the federation. Raises as `export_model`.
+    """
+    settings, signing = read_settings(home), SiteKeys.load(home).signing
+    certificate_file = home / KEY_FOLDER / CERTIFICATE_FILE
+    try:
+        certificate = certificate_file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{certificate_file} cannot be read ({error.strerror}). Restore it, or join again.") from None
+    return export_model(
+        home / "models" / ("alone" if alone else "federated"),
+        bundle,
+        signing_key=signing,
+        vouched=Vouched(coordinator_key=settings.coordinator_signing_key.hex(), certificate=certificate.hex()),
+    )
 
 
 def export_model(
@@ -31,17 +53,21 @@ def export_model(
     bundle: Path,
     *,
     signing_key: Ed25519PrivateKey,
-    certificate: bytes | None = None,
+    vouched: Vouched | None = None,
     opset: int = OPSET,
 ) -> BundleInfo:
     """Write the model in `model_folder` (HOME/models/federated, say) as a bundle, signed with the site's key.
 
-    The whole bundle appears at once or not at all; an older bundle of that name is replaced, anything else is
-    left alone. Raises UserError if the model or the place will not do, IntegrityError if ONNX Runtime does not
-    answer as torch does.
+    Without `vouched`, the bundle says that no coordinator vouches for the key. The whole bundle appears at once or
+    not at all; an older bundle of that name is replaced, anything else is left alone. Raises UserError if the model
+    or the place will not do, BundleError if the coordinator vouches for another key or site, and IntegrityError if
+    ONNX Runtime does not answer as torch does.
     """
     _check_place(bundle)
     model = TrainedModel.read(model_folder)
+    if vouched is not None:
+        _, certificate = verified_certificate(vouched, signing_key.public_key().public_bytes_raw())
+        check_site(certificate, model.site, model.task.name)
     network, digest = _read_network(model_folder, model)
     graph = DiagnosisGraph(network, model)
     onnx_model = to_onnx(graph, model, opset=opset)
@@ -53,7 +79,7 @@ def export_model(
         parts.MODEL_CARD_FILE: model_card(info).encode(),
         parts.LICENSE_FILE: licence_note(info).encode(),
     }
-    files[parts.SIGNATURE_FILE] = parts.sign_files(files, signing_key, certificate)
+    files[parts.SIGNATURE_FILE] = sign_files(files, signing_key, vouched)
     _write_at_once(bundle, files)
     return info
 

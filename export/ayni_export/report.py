@@ -28,8 +28,9 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...]
     intended_use: str
     weights_sha256: str
-    signer: str  # fingerprint of the key that signed the bundle
-    signer_checked: bool  # whether it was compared with a fingerprint that the user gave
+    signer: str  # fingerprint of the site's key that signed the bundle
+    coordinator: str  # fingerprint of the coordinator that vouches for that key, or empty
+    compared: str  # which of the two the user gave and so compared: "site", "coordinator", or empty
     device: str
 
 
@@ -102,8 +103,9 @@ def make_report(bundle: Bundle, entries: Sequence[Entry], *, created: str, devic
         classes=info.classes,
         intended_use=info.intended_use,
         weights_sha256=info.weights_sha256,
-        signer=bundle.signer,
-        signer_checked=bundle.signer_checked,
+        signer=bundle.signer.fingerprint,
+        coordinator=bundle.signer.coordinator,
+        compared=bundle.signer.compared,
         device=device,
     )
     return Report(created=created, model=model, images=[one.reported for one in entries])
@@ -239,11 +241,10 @@ def _overview(report: Report) -> str:
 
 def _model_section(bundle: Bundle, report: Report) -> str:
     info, model = bundle.info, report.model
-    checked = "as you asked" if model.signer_checked else "not compared with a fingerprint of yours; see --signer"
     facts = {
         "Model": f"{model.name}, version {model.version}",
         "Made by": f"{model.site} ({model.role}), {_how(model.kind, info.rounds)}",
-        "Signed by": f"{model.signer} ({checked})",
+        "Signed by": _signed_by(model),
         "Trained on": f"{sum(info.num_train_per_class.values())} images at this site",
         "Checked on": f"{info.validation.num_images} held-out images of this site: area under the ROC curve "
         f"{info.validation.auc:.2f}, balanced accuracy {info.validation.balanced_accuracy:.2f}",
@@ -254,6 +255,17 @@ def _model_section(bundle: Bundle, report: Report) -> str:
     }
     rows = "\n".join(f"<dt>{name}</dt><dd>{escape(printable(text))}</dd>" for name, text in facts.items())
     return f"<section>\n<h2>About the model</h2>\n<dl>\n{rows}\n</dl>\n</section>"
+
+
+def _signed_by(model: ReportedModel) -> str:
+    if model.coordinator:
+        who = f"{model.site} ({model.signer}), a site of the federation of the coordinator with fingerprint "
+        who += f"{model.coordinator}. "
+    else:
+        who = f"{model.signer}; no coordinator vouches for this key. "
+    if model.compared:
+        return f"{who}The {model.compared}'s fingerprint was compared with the one given: they are the same"
+    return f"{who}Not compared with a fingerprint that somebody gave you (--signer), so anybody could have made it"
 
 
 def _how(kind: str, rounds: int) -> str:

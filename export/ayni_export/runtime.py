@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ayni.errors import MissingExtraError, UserError
-from ayni_export.bundle import Bundle, BundleError, BundleInfo
+from ayni_export.bundle import Bundle, BundleInfo
+from ayni_export.signature import BundleError
 
 CPU, GPU = "onnxruntime", "onnxruntime-gpu"
 OUTPUTS = ("logits", "probabilities")
