@@ -1,12 +1,13 @@
 """From the answers of one round to the next model: a pure function of an ordered list of artefact hashes.
 
-One update is in memory at a time, so memory does not grow with the number of sites; the same list gives the same
-bits, so a coordinator that died in the middle simply computes it again.
+One update is in memory at a time, and the next one on its way in, so memory does not grow with the number of sites;
+the same list gives the same bits, so a coordinator that died in the middle simply computes it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -89,18 +90,28 @@ def _mean_update(inputs: RoundInputs, task: Task, read: Read, model: dict[str, F
     shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
     sums = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
     total = 0
-    for answer in inputs.sites:
-        if not answer.update:
-            continue
+    answers = [answer for answer in inputs.sites if answer.update]
+    for answer, data in zip(answers, _one_ahead([answer.update for answer in answers], read), strict=True):
         weight = answer.num_examples if task.fedhelp.average == "samples" else 1
-        update = decode_update(read(answer.update), shapes, model)
+        update = decode_update(data, shapes, model)
         for name, tensor in update.items():
             sums[name] += tensor if weight == 1 else np.multiply(tensor, weight, dtype=np.float64)
         total += weight
-        del update
+        del update, data
     if not total:
         return None
-    return {name: (values / total).astype(np.float32) for name, values in sums.items()}
+    return {name: (sums.pop(name) / total).astype(np.float32) for name in shapes}
+
+
+def _one_ahead(hashes: Sequence[str], read: Read) -> Iterator[Bytes]:
+    """What `read` gives for each hash; the next is read and hashed while the last is worked on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ayni-read") as reader:
+        coming = None
+        for sha256 in [*hashes, None]:
+            following = reader.submit(read, sha256) if sha256 else None
+            if coming:
+                yield coming.result()
+            coming = following
 
 
 def _consensus(inputs: RoundInputs, task: Task, read: Read) -> bytes | None:
