@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ayni.errors import RefusedError
-from ayni.wire.messages import RoundIs, Submit, Submitted
+from ayni.task import Task
+from ayni.wire.messages import Phase, RoundIs, Submit, Submitted
 from ayni_coordinator.aggregation import RoundInputs, SiteInput, aggregate
 from ayni_coordinator.database import AnswerRow, ArtefactRow, ManifestRow, RoundRow, SiteRow, note
 from ayni_coordinator.home import CoordinatorHome, find_artefact, list_artefact, publish
@@ -194,24 +195,51 @@ def answer_round(session: Session, site: str, asked: Submit, now_s: float) -> Su
     return Submitted(round_number=asked.round_number, outcome="late")
 
 
-def describe_round(home: CoordinatorHome, session: Session, site: str, now_s: float) -> RoundIs:
-    """How the federation stands, seen from one site. Nothing is claimed that is not stored."""
-    newest, num_rounds = current_round(session), home.task.training.rounds
-    answers, num_sites = answers_of(session, newest.number), len(active_sites(session))
-    is_over = newest.state == "published" and newest.number == num_rounds
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the federation stands, the same for all sites. `answers` has the state of each site that answered."""
+
+    phase: Phase
+    round_number: int
+    deadline_s: float
+    manifest_version: int
+    num_sites: int
+    answers: dict[str, str]
+
+
+def standing(home: CoordinatorHome, session: Session) -> Standing:
+    """Nothing is claimed that is not stored."""
+    newest = current_round(session)
+    is_over = newest.state == "published" and newest.number == home.task.training.rounds
     phase = "finished" if is_over else "waiting" if newest.state == "published" else newest.state
-    return RoundIs(
+    return Standing(
         phase=phase,  # type: ignore[arg-type]
         round_number=newest.number,
-        num_rounds=num_rounds,
-        wanted=phase == "open" and _state(answers, site) == "wanted",
-        deadline_in_s=max(0.0, newest.deadline_s - now_s),
-        retry_after_s=retry_after_s(phase, home.task.round.deadline_s, num_sites),
+        deadline_s=newest.deadline_s,
         manifest_version=session.scalar(select(func.max(ManifestRow.version))) or 0,
-        num_sites=num_sites,
-        num_answered=sum(answer.state == "counted" for answer in answers.values()),
+        num_sites=len(active_sites(session)),
+        answers={site: answer.state for site, answer in answers_of(session, newest.number).items()},
+    )
+
+
+def seen_from(site: str, now: Standing, task: Task, now_s: float) -> RoundIs:
+    return RoundIs(
+        phase=now.phase,
+        round_number=now.round_number,
+        num_rounds=task.training.rounds,
+        wanted=now.phase == "open" and now.answers.get(site, "wanted") == "wanted",
+        deadline_in_s=max(0.0, now.deadline_s - now_s),
+        retry_after_s=retry_after_s(now.phase, task.round.deadline_s, now.num_sites),
+        manifest_version=now.manifest_version,
+        num_sites=now.num_sites,
+        num_answered=sum(state == "counted" for state in now.answers.values()),
         now_s=now_s,
     )
+
+
+def describe_round(home: CoordinatorHome, session: Session, site: str, now_s: float) -> RoundIs:
+    """How the federation stands, seen from one site."""
+    return seen_from(site, standing(home, session), home.task, now_s)
 
 
 def listed_artefacts(session: Session) -> list[ArtefactRow]:

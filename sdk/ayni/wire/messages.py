@@ -29,6 +29,7 @@ RoundNumber = Annotated[int, Meta(ge=0, lt=2**31)]
 Seconds = Annotated[float, Meta(ge=0, lt=1e12)]
 Text = Annotated[str, Meta(max_length=1000)]
 UploadKind = Literal["update", "soft-labels"]
+Phase = Literal["waiting", "open", "closed", "finished"]
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -117,7 +118,7 @@ class RoundIs(_Message, frozen=True, kw_only=True):
     coordinator's clock.
     """
 
-    phase: Literal["waiting", "open", "closed", "finished"]
+    phase: Phase
     round_number: RoundNumber
     num_rounds: RoundNumber
     wanted: bool
