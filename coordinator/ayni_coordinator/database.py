@@ -127,7 +127,10 @@ for _verb in ("UPDATE", "DELETE"):
 
 def open_database(url: str) -> Engine:
     """SQLite with a write-ahead log and full flushes: NORMAL can lose an acknowledged answer at a power cut."""
-    engine = create_engine(url)
+    try:
+        engine = create_engine(url)
+    except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
+        raise UserError(f"the database URL cannot be used: {error}. Check coordinator.toml.") from None
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")

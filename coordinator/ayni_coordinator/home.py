@@ -18,6 +18,7 @@ from ayni.errors import UserError
 from ayni.invitation import check_endpoint
 from ayni.keys import SiteKeys
 from ayni.task import Task
+from ayni.tensors.image_set import ImageSet
 from ayni_coordinator.database import ArtefactRow, ManifestRow, RoundRow, note, open_database, transaction
 from ayni_coordinator.public_set import load_public_set
 from ayni_coordinator.store import ArtefactStore
@@ -74,12 +75,10 @@ def create_home(
     folder: Path, task: Task, *, endpoint: str, bind: str, database: str = "", store: str = ""
 ) -> CoordinatorHome:
     """Everything but the guidance. Stands at `folder` whole or not at all."""
-    from ayni.learning.networks import initial_weights  # torch: only here, never while serving
-    from ayni.tensors import safe
-    from ayni.tensors.image_set import encode_image_set
-    from ayni.tensors.update import encode_whole
-
     check_endpoint(endpoint)
+    folder = folder.resolve()
+    if folder == Path.cwd():
+        raise UserError("the folder is made anew, so it cannot be the one that you are in. Name another one.")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
             f"{folder} is not empty. Choose another folder, or go on there with `ayni coordinator guide {folder}`."
@@ -87,7 +86,6 @@ def create_home(
     defaults = Config(endpoint=endpoint, bind=bind)
     config = msgspec.structs.replace(defaults, database=database or defaults.database, store=store or defaults.store)
     public_set = load_public_set(Path(task.public_set), task) if task.public_set else None
-    weights = initial_weights(task)
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -95,15 +93,28 @@ def create_home(
         write_atomic(aside / CONFIG_FILE, config.to_toml())
         write_atomic(aside / TASK_FILE, task.to_json())
         SiteKeys.load_or_create(aside)
-        if folder.exists():
-            folder.rmdir()
-        aside.replace(folder)
+        home = CoordinatorHome.open(aside)
+        _fill(home, public_set, time.time())
+        home.engine.dispose()
+        aside.replace(folder)  # also over an empty folder
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    home = CoordinatorHome.open(folder)
-    now_s = time.time()
+    return CoordinatorHome.open(folder)
+
+
+def _fill(home: CoordinatorHome, public_set: ImageSet | None, now_s: float) -> None:
+    """Round 0: the task, the public set and the first weights, signed and listed."""
+    from ayni.learning.networks import initial_weights  # torch: only here, never while serving
+    from ayni.tensors import safe
+    from ayni.tensors.image_set import encode_image_set
+    from ayni.tensors.update import encode_whole
+
+    task, endpoint = home.task, home.config.endpoint
+    weights = initial_weights(task)
     with transaction(home.engine) as session:
+        if session.get(RoundRow, 0):
+            raise UserError("this database holds a federation already. Name another database.")
         add_artefact(home, session, "task", "task", 0, home.task.to_json())
         if public_set:
             add_artefact(home, session, "public-set", public_set.info.name, 0, encode_image_set(public_set))
@@ -117,7 +128,6 @@ def create_home(
         )  # fmt: skip
         note(session, now_s, "coordinator", f"the federation {task.name!r} was set up at {endpoint}, seed {task.seed}")
         publish(home, session, now_s)
-    return home
 
 
 def add_artefact(

@@ -40,11 +40,14 @@ class ArtefactStore:
 
     def adopt(self, path: Path, sha256: str) -> None:
         """Take over a local file that was already hashed and flushed."""
-        if self._folder:
+        if not self._folder:
+            self._files.put_file(str(path), self._at(sha256))
+            path.unlink()
+        elif path.stat().st_dev == self._folder.stat().st_dev:
             path.replace(self._folder / sha256)
             flush_folder(self._folder)
-        else:
-            self._files.put_file(str(path), self._at(sha256))
+        else:  # the store lies on another disk
+            write_atomic(self._folder / sha256, path.read_bytes())
             path.unlink()
 
     def has(self, sha256: str) -> bool:
