@@ -67,6 +67,16 @@ def test_eight_bit_pixels_come_back_exactly(tmp_path: Path, suffix: str, pixels:
     assert read_image(path).tolist() == expected.tolist()
 
 
+def test_a_tall_colour_picture_comes_back_exactly_and_scales_as_pillow_scales_it(tmp_path: Path) -> None:
+    tall = np.random.default_rng(0).integers(0, 256, (301, 40, 3), np.uint8)  # it is read some 128 rows at a time
+    Image.fromarray(tall).save(tmp_path / "tall.png")
+    pixels = read_image(tmp_path / "tall.png")
+    assert pixels.tolist() == tall.tolist()
+    whole = np.asarray(Image.fromarray(tall).resize((8, 60), Image.Resampling.BILINEAR))
+    fitted = prepare(pixels, ImageSettings(height=60, width=8, channels=3), resize=True)
+    assert fitted.tolist() == whole.tolist()
+
+
 def test_a_jpeg_is_read_and_turned_as_its_exif_says(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     upright = np.zeros((16, 32), np.uint8)

@@ -24,6 +24,7 @@ from ayni.task import ImageSettings
 __all__ = ["Pixels", "prepare", "read_image"]
 
 MAX_FILE_BYTES = 256 * 2**20  # also of a file that is packed inside: a bomb stops here
+BAND_ROWS = 128
 FORMATS = "PNG, JPEG, .npy, NIfTI or DICOM"
 
 
@@ -65,30 +66,33 @@ def prepare(pixels_HWC: Pixels, settings: ImageSettings, *, resize: bool, name: 
         if any((pixels_HWC[:, :, 0] != pixels_HWC[:, :, channel]).any() for channel in (1, 2)):
             raise DataError(f"{name} is in colour and the model takes grey images. Convert it to grey first.")
         pixels_HWC = pixels_HWC[:, :, :1]
-    elif settings.channels == 3 and pixels_HWC.shape[2] == 1:
-        pixels_HWC = np.repeat(pixels_HWC, 3, axis=2)
     height, width = pixels_HWC.shape[:2]
-    if (height, width) == (settings.height, settings.width):
-        return np.ascontiguousarray(pixels_HWC)
+    if (height, width) != (settings.height, settings.width):
+        _check_size(height, width, settings, resize, name)
+        pixels_HWC = _fit(pixels_HWC, settings)
+    if settings.channels == 3 and pixels_HWC.shape[2] == 1:
+        pixels_HWC = np.repeat(pixels_HWC, 3, axis=2)
+    return np.ascontiguousarray(pixels_HWC)
+
+
+def _check_size(height: int, width: int, settings: ImageSettings, resize: bool, name: str) -> None:
     sizes = f"{name} is {width} x {height} pixels and the model takes {settings.width} x {settings.height}"
     if not resize:
         raise DataError(f"{sizes}. Scale it first, or ask for it (--resize).")
     if height < settings.height and width < settings.width:
         raise DataError(f"{sizes}: scaling up would invent detail. Use the original, larger image.")
-    return _fit(pixels_HWC, settings)
 
 
 def _fit(pixels_HWC: Pixels, settings: ImageSettings) -> Pixels:
     height, width, channels = pixels_HWC.shape
     scale = min(settings.height / height, settings.width / width, 1.0)
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    image = Image.fromarray(pixels_HWC[:, :, 0] if channels == 1 else pixels_HWC)
-    small = np.asarray(image.resize((new_width, new_height), Image.Resampling.BILINEAR)).reshape(
-        new_height, new_width, channels
-    )
     canvas = np.zeros((settings.height, settings.width, channels), np.uint8)
     top, left = (settings.height - new_height) // 2, (settings.width - new_width) // 2
-    canvas[top : top + new_height, left : left + new_width] = small
+    for channel in range(channels):  # one at a time: a large picture must not fill a small machine's memory
+        image = Image.fromarray(pixels_HWC[:, :, channel])
+        small = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
+        canvas[top : top + new_height, left : left + new_width, channel] = np.asarray(small)
     return canvas
 
 
@@ -152,9 +156,18 @@ def _read_picture(data: bytes) -> Values:
             if image.getchannel("A").getextrema() != (255, 255):
                 raise UnreadableError("parts of it are transparent. Save it without transparency.")
             image = image.convert("RGB")
-        if image.mode in ("L", "RGB") or image.mode.startswith("I"):
+        if image.mode == "L" or image.mode.startswith("I"):
             return np.asarray(image)
-        return np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
+        return np.asarray(image.convert("L")) if image.mode == "1" else _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Values:
+    """[H, W, 3], some rows at a time: all at once, the picture would be in memory three times."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, BAND_ROWS):
+        bottom = min(image.height, top + BAND_ROWS)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)).convert("RGB"))
+    return pixels
 
 
 def _read_npy(data: bytes) -> Values:
