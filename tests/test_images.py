@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +10,13 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from ayni.data.eight_bits import MAX_PIXELS, to_eight_bits
-from ayni.data.images import prepare, read_image
+from ayni.data.eight_bits import to_eight_bits
+from ayni.data.images import read_image
 from ayni.errors import DataError
-from ayni.task import ImageSettings
-
-RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)  # three rows of four: height and width cannot be mixed up
-COLOUR = np.stack([RAMP, RAMP + 20, RAMP + 40], axis=2)
-
-
-def dicom(pixels: np.ndarray[Any, Any], **tags: Any) -> FileDataset:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3")
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
-    if pixels.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = 0
-    dataset.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def save_dicom(path: Path, dataset: FileDataset) -> Path:
-    dataset.save_as(path, enforce_file_format=True)
-    return path
+from image_files import COLOUR, RAMP, dicom, save_dicom
 
 
 @pytest.mark.parametrize("pixels", [RAMP, COLOUR], ids=["grey", "colour"])
@@ -65,16 +31,6 @@ def test_eight_bit_pixels_come_back_exactly(tmp_path: Path, suffix: str, pixels:
         save_dicom(path, dicom(pixels))
     expected = pixels if pixels.ndim == 3 else pixels[:, :, None]
     assert read_image(path).tolist() == expected.tolist()
-
-
-def test_a_tall_colour_picture_comes_back_exactly_and_scales_as_pillow_scales_it(tmp_path: Path) -> None:
-    tall = np.random.default_rng(0).integers(0, 256, (301, 40, 3), np.uint8)  # it is read some 128 rows at a time
-    Image.fromarray(tall).save(tmp_path / "tall.png")
-    pixels = read_image(tmp_path / "tall.png")
-    assert pixels.tolist() == tall.tolist()
-    whole = np.asarray(Image.fromarray(tall).resize((8, 60), Image.Resampling.BILINEAR))
-    fitted = prepare(pixels, ImageSettings(height=60, width=8, channels=3), resize=True)
-    assert fitted.tolist() == whole.tolist()
 
 
 def test_a_jpeg_is_read_and_turned_as_its_exif_says(tmp_path: Path) -> None:
@@ -246,129 +202,3 @@ def test_files_that_are_no_single_image_are_refused_with_the_next_step(tmp_path:
         with pytest.raises(DataError, match=reason) as raised:
             read_image(tmp_path / name)
         assert name in str(raised.value)
-
-
-def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path) -> None:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 2**40)})
-    (tmp_path / "lie.npy").write_bytes(header.getvalue() + b"12")
-    nifti = nibabel.Nifti1Header()
-    nifti.set_data_dtype(np.float64)
-    nifti.set_data_shape((30000, 30000, 1))
-    nifti["vox_offset"] = 352
-    (tmp_path / "lie.nii").write_bytes(nifti.binaryblock[:344] + b"n+1\0" + b"\0" * 100)
-    lie = dicom(RAMP)
-    lie.Rows = lie.Columns = 60000
-    save_dicom(tmp_path / "lie.dcm", lie)
-    Image.new("1", (9000, MAX_PIXELS // 9000 + 1)).save(tmp_path / "bomb.png")
-    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(b"\0" * (2**28 + 1), 1))
-    for name, reason in {
-        "lie.npy": "promises another length",
-        "lie.nii": "900000000 pixels",
-        "lie.dcm": "3600000000 pixels",
-        "bomb.png": "pixels",
-        "bomb.nii.gz": "unpacks to more",
-    }.items():
-        with pytest.raises(DataError, match=reason):
-            read_image(tmp_path / name)
-
-
-def _seeds() -> list[bytes]:
-    """One real file of each format."""
-    with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder)
-        Image.fromarray(RAMP).save(at / "a.png")
-        Image.fromarray(COLOUR).save(at / "b.jpg")
-        np.save(at / "c.npy", RAMP.astype(np.float32))
-        nibabel.save(nibabel.Nifti1Image(RAMP[:, :, None], np.eye(4)), at / "d.nii")
-        nibabel.save(nibabel.Nifti2Image(RAMP[:, :, None], np.eye(4)), at / "e.nii.gz")
-        save_dicom(at / "f.dcm", dicom(RAMP, WindowCenter="5", WindowWidth="3"))
-        compressed = dicom(np.tile(RAMP, (4, 4)))
-        compressed.compress(RLELossless)
-        save_dicom(at / "g.dcm", compressed)
-        return [path.read_bytes() for path in sorted(at.iterdir())]
-
-
-SEEDS = _seeds()
-MAGICS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY\x01\x00", b"\0" * 128 + b"DICM", b"\x1f\x8b\x08"]
-
-
-def _only_a_data_error(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image"
-        path.write_bytes(data)
-        try:
-            pixels = read_image(path)
-        except DataError as error:
-            assert str(path) in str(error)  # noqa: PT017
-        else:
-            assert pixels.dtype == np.uint8
-            assert pixels.ndim == 3
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(MAGICS), st.binary(max_size=600))
-def test_no_bytes_raise_anything_but_a_data_error(magic: bytes, data: bytes) -> None:
-    _only_a_data_error(magic + data)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6), st.floats(0, 1))
-def test_no_damage_to_a_real_file_raises_anything_but_a_data_error(
-    data: bytes, changes: list[tuple[float, int]], kept: float
-) -> None:
-    damaged = bytearray(data)
-    for where, value in changes:
-        damaged[int(where * (len(damaged) - 1))] = value
-    _only_a_data_error(bytes(damaged[: max(1, int((0.5 + kept) * len(damaged)))]))
-
-
-# --- as the network sees it
-
-
-GREY_8 = ImageSettings(height=8, width=8)
-
-
-def test_an_image_of_the_right_size_passes_unchanged() -> None:
-    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    for resize in (False, True):
-        assert prepare(pixels, GREY_8, resize=resize).tolist() == pixels.tolist()
-
-
-def test_another_size_is_an_error_unless_resizing_is_asked_for() -> None:
-    with pytest.raises(DataError, match=r"x\.png is 32 x 16 pixels and the model takes 8 x 8.*--resize"):
-        prepare(np.zeros((16, 32, 1), np.uint8), GREY_8, resize=False, name="x.png")
-
-
-def test_a_larger_image_keeps_its_proportions_and_is_centred_on_black() -> None:
-    wide = prepare(np.full((16, 32, 1), 90, np.uint8), GREY_8, resize=True)
-    assert wide[:, 0, 0].tolist() == [0, 0, 90, 90, 90, 90, 0, 0]  # 32 x 16 becomes 8 x 4
-    narrow = prepare(np.full((8, 4, 1), 90, np.uint8), GREY_8, resize=True)
-    assert narrow[0, :, 0].tolist() == [0, 0, 90, 90, 90, 90, 0, 0]  # as high as it must be: only centred
-
-
-def test_scaling_down_averages_and_does_not_skip_pixels() -> None:
-    stripes = np.zeros((64, 64, 1), np.uint8)
-    stripes[:, ::2] = 200
-    small = prepare(stripes, GREY_8, resize=True)
-    assert 95 <= small.min() <= small.max() <= 105  # every second column is lit: half of 200
-
-
-def test_nothing_is_scaled_up() -> None:
-    with pytest.raises(DataError, match="invent detail"):
-        prepare(np.zeros((7, 7, 1), np.uint8), GREY_8, resize=True)
-
-
-def test_a_colour_image_is_for_a_grey_model_only_if_it_holds_no_colour() -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    assert prepare(np.repeat(grey, 3, axis=2), GREY_8, resize=False).tolist() == grey.tolist()
-    colour = np.repeat(grey, 3, axis=2)
-    colour[0, 0, 1] = 200
-    with pytest.raises(DataError, match="Convert it to grey first"):
-        prepare(colour, GREY_8, resize=False)
-
-
-def test_a_grey_image_is_repeated_for_a_colour_model() -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    seen = prepare(grey, ImageSettings(height=8, width=8, channels=3), resize=False)
-    assert seen.tolist() == np.repeat(grey, 3, axis=2).tolist()
