@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import zmq
+
 from ayni.errors import LineError, NotAdmittedError
 from ayni.keys import CurveKeys
-from ayni.wire.connection import Connection, Dial, Frames
+from ayni.wire.connection import Admit, Connection, Dial, Frames, Handler
 from ayni.wire.curve import CurveServer, curve_dial
 from ayni.wire.memory import memory_dial
 
@@ -42,16 +44,24 @@ def in_memory(echo: Echo) -> Iterator[Open]:
 
 
 @contextmanager
-def over_curve(echo: Echo) -> Iterator[Open]:
-    server_keys, done = CurveKeys.generate(), threading.Event()
-    with CurveServer("tcp://127.0.0.1:*", server_keys.secret, echo.admit, echo.handle) as server:
+def serving(keys: CurveKeys, admit: Admit, handle: Handler) -> Iterator[str]:
+    """A server in a thread, on a port of its own; yields its endpoint."""
+    done = threading.Event()
+    with CurveServer("tcp://127.0.0.1:*", keys.secret, admit, handle) as server:
         thread = threading.Thread(target=lambda: server.serve(done.is_set, tick_s=0.02))
         thread.start()
         try:
-            yield lambda keys: curve_dial(server.endpoint, server_keys.public, keys)
+            yield server.endpoint
         finally:
             done.set()
             thread.join()
+
+
+@contextmanager
+def over_curve(echo: Echo) -> Iterator[Open]:
+    server_keys = CurveKeys.generate()
+    with serving(server_keys, echo.admit, echo.handle) as endpoint:
+        yield lambda keys: curve_dial(endpoint, server_keys.public, keys)
 
 
 @pytest.fixture(params=[in_memory, over_curve])
@@ -139,47 +149,35 @@ def test_no_message_at_all_is_no_message(wire: tuple[Echo, Open]) -> None:
 def test_curve_with_the_wrong_server_key_is_said_in_plain_words() -> None:
     echo, keys = Echo(), CurveKeys.generate()
     echo.allowed.add(keys.public)
-    with over_curve(echo) as open_line:
-        endpoint = open_line(keys)().close() or None  # the right one works
-        assert endpoint is None
-        done, server = threading.Event(), CurveServer("tcp://127.0.0.1:*", CurveKeys.generate().secret, echo.admit, echo.handle)
-        thread = threading.Thread(target=lambda: server.serve(done.is_set, tick_s=0.02))
-        thread.start()
-        try:
-            with pytest.raises(NotAdmittedError, match="another key"):
-                curve_dial(server.endpoint, CurveKeys.generate().public, keys)()
-        finally:
-            done.set()
-            thread.join()
-            server.close()
+    with serving(CurveKeys.generate(), echo.admit, echo.handle) as endpoint:
+        with pytest.raises(NotAdmittedError, match="another key"):
+            curve_dial(endpoint, CurveKeys.generate().public, keys)()
 
 
 def test_curve_admits_nobody_while_the_question_itself_fails() -> None:
     def broken(key: bytes) -> bool:
         raise RuntimeError("the register cannot be read")
 
-    server = CurveServer("tcp://127.0.0.1:*", (secret := CurveKeys.generate()).secret, broken, lambda key, frames: frames)
-    done = threading.Event()
-    thread = threading.Thread(target=lambda: server.serve(done.is_set, tick_s=0.02))
-    thread.start()
-    try:
+    server_keys = CurveKeys.generate()
+    with serving(server_keys, broken, lambda key, frames: frames) as endpoint:
         with pytest.raises((NotAdmittedError, LineError)):
-            curve_dial(server.endpoint, secret.public, CurveKeys.generate())()
-    finally:
-        done.set()
-        thread.join()
-        server.close()
+            curve_dial(endpoint, server_keys.public, CurveKeys.generate())()
+
+
+def test_where_nothing_listens_is_said_at_once() -> None:
+    with socket.socket() as taken:  # bound, so that nobody else listens there, and not listening itself
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(LineError, match="nothing listens"):
+            curve_dial(f"tcp://127.0.0.1:{taken.getsockname()[1]}", bytes(32), CurveKeys.generate())()
 
 
 def test_a_plain_zeromq_peer_without_encryption_reaches_no_handler() -> None:
     echo = Echo()
-    with over_curve(echo) as open_line:
-        endpoint = open_line.__closure__ and [cell.cell_contents for cell in open_line.__closure__]
-        server = next(item for item in endpoint or [] if isinstance(item, CurveServer))
+    with serving(CurveKeys.generate(), echo.admit, echo.handle) as endpoint:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         plain = context.socket(zmq.DEALER)
         plain.setsockopt(zmq.LINGER, 0)
-        plain.connect(server.endpoint)
+        plain.connect(endpoint)
         plain.send(b"hello")
         assert not plain.poll(300)
         plain.close()
