@@ -149,9 +149,9 @@ def test_no_message_at_all_is_no_message(wire: tuple[Echo, Open]) -> None:
 def test_curve_with_the_wrong_server_key_is_said_in_plain_words() -> None:
     echo, keys = Echo(), CurveKeys.generate()
     echo.allowed.add(keys.public)
-    with serving(CurveKeys.generate(), echo.admit, echo.handle) as endpoint:
-        with pytest.raises(NotAdmittedError, match="another key"):
-            curve_dial(endpoint, CurveKeys.generate().public, keys)()
+    server = serving(CurveKeys.generate(), echo.admit, echo.handle)
+    with server as endpoint, pytest.raises(NotAdmittedError, match="another key"):
+        curve_dial(endpoint, CurveKeys.generate().public, keys)()
 
 
 def test_curve_admits_nobody_while_the_question_itself_fails() -> None:
@@ -159,9 +159,9 @@ def test_curve_admits_nobody_while_the_question_itself_fails() -> None:
         raise RuntimeError("the register cannot be read")
 
     server_keys = CurveKeys.generate()
-    with serving(server_keys, broken, lambda key, frames: frames) as endpoint:
-        with pytest.raises((NotAdmittedError, LineError)):
-            curve_dial(endpoint, server_keys.public, CurveKeys.generate())()
+    server = serving(server_keys, broken, lambda key, frames: frames)
+    with server as endpoint, pytest.raises((NotAdmittedError, LineError)):
+        curve_dial(endpoint, server_keys.public, CurveKeys.generate())()
 
 
 def test_where_nothing_listens_is_said_at_once() -> None:
