@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from ayni.tensors import safe
 from ayni.tensors.safe import Floats
 from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
 from ayni.tensors.update import encode_change, encode_whole
+from ayni.wire.connection import Frames
+from ayni.wire.curve import CurveServer
 from ayni.wire.line import Line, upload
 from ayni.wire.memory import memory_dial
 from ayni.wire.messages import GetManifest, GetRound, Join, Joined, RoundIs, Submit, UploadKind
@@ -177,3 +182,23 @@ class Desk:
         from ayni_coordinator.views import audit_lines
 
         return [f"{line.who}: {line.what}" for line in audit_lines(self.folder)]
+
+
+@contextmanager
+def served(desk: Desk) -> Iterator[str]:
+    """The endpoint of a coordinator that serves in a thread, as `ayni coordinator serve` does in its process."""
+    done, coordinator = threading.Event(), desk.coordinator
+
+    def handle(key: bytes, frames: Frames) -> Frames | None:
+        return coordinator.handle(key, frames, time.time())
+
+    with CurveServer("tcp://127.0.0.1:*", desk.home.keys.curve.secret, coordinator.admit, handle) as server:
+        thread = threading.Thread(
+            target=lambda: server.serve(done.is_set, lambda: coordinator.tick(time.time()), tick_s=0.02)
+        )
+        thread.start()
+        try:
+            yield server.endpoint
+        finally:
+            done.set()
+            thread.join()

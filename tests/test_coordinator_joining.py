@@ -11,9 +11,10 @@ from ayni.errors import NotAdmittedError, RefusedError, UserError
 from ayni.invitation import Invitation
 from ayni.keys import Certificate, CurveKeys, SiteKeys
 from ayni.site.site import Site
+from ayni.wire import line
 from ayni.wire.messages import GetChunk, GetManifest, GetRound, GetUpload, Join, Joined, Leave, PutChunk, Submit
 from ayni_coordinator.by_hand import new_invitation, revoke_site
-from desk import DEADLINE_S, Desk
+from desk import DEADLINE_S, Desk, served
 
 HOUR_S = 3600.0
 
@@ -32,8 +33,8 @@ def join(desk: Desk, invitation: Invitation, keys: SiteKeys, **changes: Any) -> 
             **changes,
         }
     )
-    with desk.line(invitation.keys) as line:
-        reply, _ = line.ask(asked, "join")
+    with desk.line(invitation.keys) as one_line:
+        reply, _ = one_line.ask(asked, "join")
     assert isinstance(reply, Joined)
     return reply
 
@@ -119,8 +120,8 @@ def test_a_temporary_key_can_do_nothing_but_join(desk: Desk) -> None:
         Leave(),
     ]
     for request in requests:
-        with desk.line(invitation.keys) as line, pytest.raises(RefusedError, match="only be used to join"):
-            line.ask(request, "control", b"x")
+        with desk.line(invitation.keys) as one_line, pytest.raises(RefusedError, match="only be used to join"):
+            one_line.ask(request, "control", b"x")
     assert list(desk.home.uploads.iterdir()) == []
 
 
@@ -152,7 +153,10 @@ def test_a_key_that_nobody_knows_gets_nothing(desk: Desk) -> None:
     assert not desk.is_admitted(stranger)
 
 
-def test_a_revoked_key_gets_nothing_within_a_second_also_on_a_live_line(desk: Desk) -> None:
+def test_a_revoked_key_gets_nothing_within_a_second_also_on_a_live_line(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "REPLY_TIMEOUT_S", 0.1)
     desk.join("north")
     connection = desk.line(desk.keys["north"].curve)
     connection.ask(GetRound(), "control")
@@ -200,3 +204,12 @@ def test_a_kill_after_the_request_and_before_the_settings_were_written_costs_not
     (tmp_path / "home" / "site.json").unlink()  # what is written last
     again = Site.join(text, tmp_path / "home", dial=dial)
     assert again.keys.curve.public == first.keys.curve.public
+
+
+def test_an_invitation_can_be_used_in_the_moment_in_which_it_was_made(desk: Desk, tmp_path: Path) -> None:
+    with served(desk) as endpoint:
+        for name in ("north", "south", "west"):
+            made = new_invitation(desk.folder, name, "clinic", HOUR_S)  # by another process, as it were
+            here = Invitation(made.secret, made.coordinator_key, made.expires_s, endpoint)
+            assert Site.join(here, tmp_path / name).settings.site == name
+    desk.close()

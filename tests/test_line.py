@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,12 +16,12 @@ from ayni.site.site import Site
 from ayni.tensors.update import encode_whole
 from ayni.wire import curve, line
 from ayni.wire.connection import Connection, Frames
-from ayni.wire.curve import CurveServer, curve_dial
+from ayni.wire.curve import curve_dial
 from ayni.wire.line import CHUNK_BYTES, LARGEST_CHUNK_BYTES, WINDOW, Line, download, upload
 from ayni.wire.messages import GetRound, RoundIs, Submit
 from ayni_coordinator.database import transaction
 from ayni_coordinator.home import add_artefact
-from desk import Desk
+from desk import Desk, served
 from relay import Relay
 
 BIG = random.Random(0).randbytes(16 << 20)
@@ -46,26 +43,6 @@ class Served:
     def line(self, keys: CurveKeys | None = None) -> Line:
         keys = keys or self.desk.keys["north"].curve
         return Line(curve_dial(self.relay.endpoint, self.desk.home.keys.curve.public, keys), self.meter)
-
-
-@contextmanager
-def served(desk: Desk) -> Iterator[str]:
-    """The endpoint of a coordinator that serves in a thread, as `ayni coordinator serve` does in its process."""
-    done, coordinator = threading.Event(), desk.coordinator
-
-    def handle(key: bytes, frames: Frames) -> Frames | None:
-        return coordinator.handle(key, frames, time.time())
-
-    with CurveServer("tcp://127.0.0.1:*", desk.home.keys.curve.secret, coordinator.admit, handle) as server:
-        thread = threading.Thread(
-            target=lambda: server.serve(done.is_set, lambda: coordinator.tick(time.time()), tick_s=0.02)
-        )
-        thread.start()
-        try:
-            yield server.endpoint
-        finally:
-            done.set()
-            thread.join()
 
 
 @pytest.fixture

@@ -31,9 +31,10 @@ from ayni.trained_model import Scores, TrainedModel
 from ayni.wire.connection import Dial
 from ayni.wire.curve import curve_dial
 from ayni.wire.line import Line
-from ayni.wire.messages import Join, Joined, Leave, RoundIs
+from ayni.wire.messages import Join, Joined, Leave, ReplyBody, RoundIs
 
 DialWith = Callable[[CurveKeys], Dial]
+REGISTER_S = 1.0  # a coordinator reads its register twice a second
 ALREADY_TRAINING = "another `ayni train` runs for this site"
 
 
@@ -97,8 +98,7 @@ class Site:
         asked = Join(curve_key=keys.curve.public, signing_key=keys.signing_public, participation=participation)
         state = SiteState(home)
         try:
-            with Line(dial_with(invitation.keys), state.meter) as line:
-                reply, _ = line.ask(asked, "join")
+            reply = _ask_to_join(dial_with(invitation.keys), asked, state, invitation.expires_s)
         except NotAdmittedError as error:
             if invitation.expires_s < time.time():
                 day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(invitation.expires_s))
@@ -231,6 +231,18 @@ class Site:
 
     def _training_process(self) -> TrainingProcess:
         return TrainingProcess(self.home / "training" / "training.log", num_threads=self.settings.num_threads)
+
+
+def _ask_to_join(dial: Dial, asked: Join, state: SiteState, expires_s: int) -> ReplyBody:
+    try:
+        with Line(dial, state.meter) as line:
+            return line.ask(asked, "join")[0]
+    except NotAdmittedError:
+        if expires_s < time.time():
+            raise
+    time.sleep(REGISTER_S)  # the invitation may be younger than what the coordinator has read
+    with Line(dial, state.meter) as line:
+        return line.ask(asked, "join")[0]
 
 
 def _curve_to(endpoint: str, server_key: bytes) -> DialWith:
