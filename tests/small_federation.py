@@ -1,0 +1,111 @@
+"""A federation of real processes on loopback, small enough for a test: one hospital, two clinics, two short rounds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ayni.task import ImageSettings, Role
+from ayni_coordinator.by_hand import new_invitation
+from ayni_coordinator.database import RoundRow, transaction
+from ayni_coordinator.home import CoordinatorHome, create_home
+from desk import task_with
+
+TESTS = Path(__file__).parent
+XRAYS = TESTS.parent / "coordinator/ayni_coordinator/demo/pneumoniamnist.npz"
+SITES: dict[str, Role] = {"hospital": "hospital", "clinic-a": "clinic", "clinic-b": "clinic"}
+NUM_IMAGES = 60  # at each site
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+AYNI = [sys.executable, "-m", "ayni.cli"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def write_xrays(path: Path, start: int) -> None:
+    with np.load(XRAYS) as archive:
+        part = slice(start, start + NUM_IMAGES)
+        np.savez(path, train_images=archive["train_images"][part], train_labels=archive["train_labels"][part])
+
+
+class Federation:
+    """Makes the coordinator's folder and the sites' data; every process that it starts ends with the `with`."""
+
+    def __init__(self, folder: Path, *, rounds: int = 2) -> None:
+        self.folder, self.centre = folder, folder / "centre"
+        self._running: list[subprocess.Popen[bytes]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        with np.load(XRAYS) as archive:
+            np.savez(folder / "public.npz", images=archive["val_images"][:24])
+        task = task_with(
+            public_set=str(folder / "public.npz"),
+            image=ImageSettings(height=28, width=28),
+            training={"rounds": rounds, "steps_per_round": 3, "batch_size": 16},
+            traffic={"form": "sparse"},
+            round={"quorum": 3, "wait_for_sites": 3, "deadline_s": 60.0},
+        )
+        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        create_home(self.centre, task, endpoint=endpoint, bind=endpoint).engine.dispose()
+        for number, site in enumerate(SITES):
+            write_xrays(folder / f"{site}.npz", number * NUM_IMAGES)
+
+    # Processes
+
+    def start(self, *command: str | Path, log: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{log}.log").open("ab") as output:
+            process = subprocess.Popen(
+                [str(part) for part in command], stdout=output, stderr=output, env=ENVIRONMENT, cwd=TESTS
+            )
+        self._running.append(process)
+        return process
+
+    def serve(self) -> subprocess.Popen[bytes]:
+        return self.start(*AYNI, "coordinator", "serve", self.centre, log="serve")
+
+    def serve_until(self, point: str) -> subprocess.Popen[bytes]:
+        """A coordinator that kills itself with SIGKILL at this point (`dying_coordinator.py`)."""
+        return self.start(sys.executable, TESTS / "dying_coordinator.py", self.centre, point, log="serve")
+
+    def join(self, site: str) -> None:
+        """The coordinator must be serving."""
+        invitation = new_invitation(self.centre, site, SITES[site], 3600).to_string()
+        assert self.start(*AYNI, "join", invitation, self.folder / site, log=site).wait() == 0, self.log(site)
+
+    def train(self, site: str) -> subprocess.Popen[bytes]:
+        return self.start(*AYNI, "train", self.folder / site, "--data", self.folder / f"{site}.npz", log=site)
+
+    def train_until(self, site: str, point: str) -> subprocess.Popen[bytes]:
+        """A site's agent that kills itself with SIGKILL at this point (`dying_site.py`)."""
+        home, data = self.folder / site, self.folder / f"{site}.npz"
+        return self.start(sys.executable, TESTS / "dying_site.py", home, data, point, log=site)
+
+    # What came out
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def digest(self, round_number: int) -> str:
+        home = CoordinatorHome.open(self.centre)
+        with transaction(home.engine) as session:
+            row = session.get(RoundRow, round_number)
+        home.engine.dispose()
+        return row.digest if row else ""
+
+    def model(self, site: str) -> bytes:
+        return (self.folder / site / "models" / "federated" / "weights.safetensors").read_bytes()
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for process in self._running:
+            process.kill()
+            process.wait()
