@@ -80,7 +80,7 @@ class Agent:
         self._watcher.progress(_waiting_for(now), now.num_answered, now.num_sites)
         if now.retry_after_s > KEEP_LINE_S:
             line.hang_up()
-        self._state.flush_traffic()
+        self._state.flush_traffic(every_s=KEEP_LINE_S)
         time.sleep(now.retry_after_s * random.uniform(0.8, 1.2))
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,7 @@ class SiteState:
             """
         )
         self._unflushed: dict[str, tuple[int, int]] = {}
+        self._flushed_s = time.monotonic()
 
     def close(self) -> None:
         self.flush_traffic()
@@ -118,13 +120,18 @@ class SiteState:
         up, down = self._unflushed.get(purpose, (0, 0))
         self._unflushed[purpose] = (up + bytes_up, down + bytes_down)
 
-    def flush_traffic(self) -> None:
-        for purpose, (up, down) in self._unflushed.items():
-            self._database.execute(
-                "INSERT INTO traffic VALUES (?, ?, ?) ON CONFLICT (purpose) DO UPDATE SET "
-                "bytes_up = bytes_up + excluded.bytes_up, bytes_down = bytes_down + excluded.bytes_down",
-                (purpose, up, down),
-            )
+    def flush_traffic(self, *, every_s: float = 0.0) -> None:
+        """Write the counts, all at once, unless they were written less than `every_s` ago."""
+        if time.monotonic() - self._flushed_s < every_s or not self._unflushed:
+            return
+        self._database.execute("BEGIN")
+        self._database.executemany(
+            "INSERT INTO traffic VALUES (?, ?, ?) ON CONFLICT (purpose) DO UPDATE SET "
+            "bytes_up = bytes_up + excluded.bytes_up, bytes_down = bytes_down + excluded.bytes_down",
+            [(purpose, up, down) for purpose, (up, down) in self._unflushed.items()],
+        )
+        self._database.execute("COMMIT")
+        self._flushed_s = time.monotonic()
         self._unflushed.clear()
 
     def traffic(self) -> dict[str, tuple[int, int]]:
