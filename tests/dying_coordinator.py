@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ayni.wire.messages import Reply, Submitted
-from ayni_coordinator import federation, service
+from ayni.wire.messages import Submitted, parse_reply
+from ayni_coordinator import federation
 from ayni_coordinator.home import CoordinatorHome
 from ayni_coordinator.serve import serve
+from ayni_coordinator.service import Coordinator
 from ayni_coordinator.store import ArtefactStore
 
 
@@ -35,19 +36,21 @@ def then_die(work: Callable[..., Any]) -> Callable[..., Any]:
 
 def die_after_an_acknowledgement() -> None:
     """The reply has been handed to the socket when the loop's next tick comes."""
-    to_frames, tick, acknowledged = service.to_frames, service.Coordinator.tick, []
+    handle, tick, acknowledged = Coordinator.handle, Coordinator.tick, list[object]()
 
-    def noticed(message: Any, payload: Any = b"") -> Any:
-        if isinstance(message, Reply) and isinstance(message.body, Submitted):
-            acknowledged.append(message.body)
-        return to_frames(message, payload)
+    def noticed(self: Coordinator, *args: Any) -> Any:
+        reply = handle(self, *args)
+        if reply is not None and isinstance(parse_reply(reply)[0].body, Submitted):
+            acknowledged.append(reply)
+        return reply
 
-    def last_tick(self: service.Coordinator, now_s: float) -> None:
+    def last_tick(self: Coordinator, now_s: float) -> None:
         if acknowledged:
             die()
         tick(self, now_s)
 
-    service.to_frames, service.Coordinator.tick = noticed, last_tick  # type: ignore[method-assign]
+    setattr(Coordinator, "handle", noticed)  # noqa: B010
+    setattr(Coordinator, "tick", last_tick)  # noqa: B010
 
 
 POINTS: dict[str, Callable[[], None]] = {

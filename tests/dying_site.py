@@ -31,7 +31,7 @@ def die_in_training() -> None:
 
 
 def kill_the_training_process_once() -> None:
-    run, killed = TrainingProcess.run, []
+    run, killed = TrainingProcess.run, list[int]()
 
     def watched(self: TrainingProcess, job: Any, on_progress: Any) -> Any:
         def told(what: str, done: int, total: int) -> None:

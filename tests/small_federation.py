@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -39,10 +40,11 @@ def write_xrays(path: Path, start: int) -> None:
 class Federation:
     """Makes the coordinator's folder and the sites' data; every process that it starts ends with the `with`."""
 
-    def __init__(self, folder: Path, *, rounds: int = 2) -> None:
+    def __init__(self, folder: Path, *, rounds: int = 2, sites: Iterable[str] = SITES) -> None:
         self.folder, self.centre = folder, folder / "centre"
         self._running: list[subprocess.Popen[bytes]] = []
         folder.mkdir(parents=True, exist_ok=True)
+        sites = list(sites)
         with np.load(XRAYS) as archive:
             np.savez(folder / "public.npz", images=archive["val_images"][:24])
         task = task_with(
@@ -50,11 +52,11 @@ class Federation:
             image=ImageSettings(height=28, width=28),
             training={"rounds": rounds, "steps_per_round": 3, "batch_size": 16},
             traffic={"form": "sparse"},
-            round={"quorum": 3, "wait_for_sites": 3, "deadline_s": 60.0},
+            round={"quorum": len(sites), "wait_for_sites": len(sites), "deadline_s": 60.0},
         )
         endpoint = f"tcp://127.0.0.1:{free_port()}"
         create_home(self.centre, task, endpoint=endpoint, bind=endpoint).engine.dispose()
-        for number, site in enumerate(SITES):
+        for number, site in enumerate(sites):
             write_xrays(folder / f"{site}.npz", number * NUM_IMAGES)
 
     # Processes

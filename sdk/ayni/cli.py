@@ -6,6 +6,7 @@ no; 5 the line is down; 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -313,9 +314,18 @@ def main() -> None:
         if root_module not in _EXTRA_OF_MODULE:
             raise
         _end(MissingExtraError("This command", _EXTRA_OF_MODULE[root_module]))
+    except (OSError, sqlite3.Error) as error:
+        _end(AyniError(_trouble(error)))
     except KeyboardInterrupt:
         typer.echo("ayni: stopped; the same command goes on where it was.", err=True)
         sys.exit(130)
+
+
+def _trouble(error: OSError | sqlite3.Error) -> str:
+    """Of the disk, mostly: full, read-only, not ours."""
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{where}{told}. Is the disk full, or may this user not write there? Then try again; nothing is lost."
 
 
 def _end(error: AyniError) -> None:

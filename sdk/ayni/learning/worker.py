@@ -57,6 +57,14 @@ def answer_line(line: bytes, tell: Callable[[Event], None]) -> None:
         tell(Failed(message=str(error), user_error=True))
     except BrokenPipeError:
         raise
+    except OSError as error:  # a full disk, mostly: the same job again would fail again
+        where = f"{error.filename}: " if error.filename else "the site's folder: "
+        tell(
+            Failed(
+                message=f"{where}{error.strerror or error}. Make room there and try again; nothing is lost.",
+                user_error=True,
+            )
+        )
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         tell(Failed(message=f"{type(error).__name__}: {error}", user_error=False))
