@@ -240,11 +240,14 @@ def demo(
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Fewer rounds than the task says, for a quick look.")
     ] = None,
+    task: Annotated[
+        Path | None, typer.Option(help="A changed copy of examples/pneumonia/task.toml, to compare.")
+    ] = None,
 ) -> None:
     """The whole story on chest X-rays, on this machine: a coordinator, two hospitals and four clinics as processes.
 
     Example: ayni demo --out out/demo
     """
-    from ayni_coordinator.demo.run import run_demo
+    from ayni_coordinator.demo.run import TASK_FILE, run_demo
 
-    run_demo(out, seed=seed, rounds=rounds)
+    run_demo(out, task or TASK_FILE, seed=seed, rounds=rounds)

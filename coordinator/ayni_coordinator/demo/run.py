@@ -43,15 +43,15 @@ MARKER_FILE = ".ayni-demo"  # so that a second run may replace the first, and no
 DIAGNOSING_SITE = "clinic-d"  # the smallest: it has the most to gain
 
 
-def run_demo(out: Path, *, seed: int, rounds: int | None) -> None:
+def run_demo(out: Path, task_file: Path, *, seed: int, rounds: int | None) -> None:
     """Writes report.html, results.json, details.json and every party's folder below `out`."""
     out = out.resolve()
+    task = changed(read_task(task_file), seed=seed, rounds=rounds)
     _make_room(out)
-    task = changed(read_task(TASK_FILE), seed=seed, rounds=rounds)
     with ExitStack() as stack:
         watcher = stack.enter_context(TerminalWatcher())
         processes = stack.enter_context(Processes(out / "logs"))
-        demo = _Demo(out, task, processes, watcher)
+        demo = _Demo(out, task_file, task, processes, watcher)
         demo.tell_story()
     told = f"{out / 'report.html'} is the page to read, {out / 'results.json'} has the figures."
     print(f"Done in {demo.wall_s:.0f} s. {told}")
@@ -69,8 +69,14 @@ def _make_room(out: Path) -> None:
 class _Demo:
     """The story in order; each part is timed and told."""
 
-    def __init__(self, out: Path, task: Task, processes: Processes, watcher: TerminalWatcher) -> None:
-        self._out, self._task, self._processes, self._watcher = out, task, processes, watcher
+    def __init__(self, out: Path, task_file: Path, task: Task, processes: Processes, watcher: TerminalWatcher) -> None:
+        self._out, self._task_file, self._task, self._processes, self._watcher = (
+            out,
+            task_file,
+            task,
+            processes,
+            watcher,
+        )
         self._started_s = time.monotonic()
         self._steps: list[Step] = []
         self._centre, self._sites = out / "centre", out / "sites"
@@ -108,7 +114,7 @@ class _Demo:
             free.bind(("127.0.0.1", 0))
             endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         self._processes.run(
-            "coordinator-init", "coordinator", "init", self._centre, "--task", TASK_FILE, "--endpoint", endpoint,
+            "coordinator-init", "coordinator", "init", self._centre, "--task", self._task_file, "--endpoint", endpoint,
             "--seed", str(self._task.seed), "--rounds", str(self._task.training.rounds), "--public-set", data.public,
         )  # fmt: skip
         self._processes.start("coordinator", "coordinator", "serve", self._centre)
