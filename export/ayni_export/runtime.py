@@ -29,7 +29,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False  # images come one by one: an arena only holds memory
+        # the arena stays on: without it the heap breaks up, and 110 MB become 300 now and then
         options.log_severity_level = 4  # what fails is raised
         providers = ["CPUExecutionProvider"]
         if GPU in installed:
