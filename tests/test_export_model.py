@@ -24,7 +24,7 @@ from ayni.trained_model import WEIGHTS_FILE, TrainedModel
 from ayni_export import export_site
 from ayni_export.bundle import read_bundle
 from ayni_export.export import export_model
-from ayni_export.graph import DiagnosisGraph, check_parity
+from ayni_export.graph import DiagnosisGraph, check_parity, to_onnx
 from trained_home import (
     ROOT,
     exported_bundle,
@@ -139,6 +139,19 @@ def test_a_colour_network_with_strides_and_pooling_exports_too(tmp_path: Path) -
     again = export_model(folder, tmp_path / "bundle", signing_key=SiteKeys.load(trained_home()).signing)
     assert again == info  # an older bundle is replaced, and the same model gives the same one
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "model"]
+
+
+def test_on_a_large_flat_image_onnx_runtime_still_answers_as_torch() -> None:
+    image = ImageSettings(height=512, width=512)
+    settings = ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 4, 4), stem_stride=2, max_pool=True)
+    model = trained_model(network=settings, task=msgspec.structs.replace(trained_model().task, image=image))
+    torch.manual_seed(0)
+    graph = DiagnosisGraph(build_network(settings, image, 2).eval(), model)
+    session = onnxruntime.InferenceSession(to_onnx(graph, model, opset=20), providers=["CPUExecutionProvider"])
+    black_BKHW = np.zeros((1, 1, 512, 512), np.uint8)
+    with torch.no_grad():
+        logits_BC, _ = graph(torch.from_numpy(black_BKHW))
+    np.testing.assert_allclose(session.run(["logits"], {"pixels": black_BKHW})[0], logits_BC.numpy(), atol=2e-5)
 
 
 def test_what_is_not_a_bundle_is_never_overwritten(tmp_path: Path) -> None:

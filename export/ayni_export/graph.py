@@ -1,10 +1,11 @@
 """The network as an ONNX graph: pixels in; logits and probabilities out.
 
-B = images, C = classes, K = channels, H x W = pixels.
+B = images, C = classes or features, G = groups of them, R = rows in a group, K = channels, H x W = pixels.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from typing import Any
@@ -47,6 +48,36 @@ class DiagnosisGraph(nn.Module):
         return logits_BC, torch.softmax(logits_BC / self.temperature, dim=1)
 
 
+class WrittenOutGroupNorm(nn.Module):
+    """Group normalisation in plain arithmetic, with means of rows and then of these means.
+
+    ONNX Runtime adds a whole group up one by one, and loses digits: on a flat image of 512 x 512 pixels its logits
+    were off by 0.0009.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        groups_BGRW = x_BCHW.reshape(x_BCHW.shape[0], self.norm.num_groups, -1, x_BCHW.shape[3])
+        centred_BGRW = groups_BGRW - _mean_of_rows(groups_BGRW)
+        variance_BG11 = _mean_of_rows(centred_BGRW * centred_BGRW)
+        normal_BCHW = (centred_BGRW / torch.sqrt(variance_BG11 + self.norm.eps)).reshape(x_BCHW.shape)
+        return normal_BCHW * self.norm.weight[:, None, None] + self.norm.bias[:, None, None]
+
+
+def _mean_of_rows(groups_BGRW: Tensor) -> Tensor:
+    return groups_BGRW.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+
+
+def write_out_norms(module: nn.Module) -> nn.Module:
+    """Replace every group normalisation in the module, in place."""
+    for name, child in module.named_children():
+        setattr(module, name, WrittenOutGroupNorm(child) if isinstance(child, nn.GroupNorm) else write_out_norms(child))
+    return module
+
+
 def to_onnx(graph: DiagnosisGraph, model: TrainedModel, *, opset: int) -> bytes:
     """One self-contained ONNX file; the number of images is free. It holds no path of this machine."""
     image = model.task.image
@@ -58,7 +89,7 @@ def to_onnx(graph: DiagnosisGraph, model: TrainedModel, *, opset: int) -> bytes:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch warns of its own internals
             program = torch.onnx.export(
-                graph.eval(),
+                write_out_norms(copy.deepcopy(graph)).eval(),
                 (example,),
                 dynamo=True,
                 input_names=["pixels"],
