@@ -6,7 +6,7 @@ the same list gives the same bits, so a coordinator that died in the middle simp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -59,9 +59,11 @@ def aggregate(inputs: RoundInputs, task: Task, read: Read) -> RoundResult:
 
     Raises IntegrityError if an artefact is missing or does not fit the task's network.
     """
-    model = _floats(read(inputs.global_sha256))
+    answers = [answer for answer in inputs.sites if answer.update]
+    reading = _one_ahead([inputs.global_sha256, *(answer.update for answer in answers)], read)
+    model = _floats(next(reading))
     residual = _floats(read(inputs.residual_sha256)) if inputs.residual_sha256 else None
-    mean = _mean_update(inputs, task, read, model)
+    mean = _mean_update(zip(answers, reading, strict=True), task, model)
     consensus = _consensus(inputs, task, read)
     if mean is None:
         nothing = {name: np.zeros_like(tensor) for name, tensor in model.items()} if residual is None else residual
@@ -86,12 +88,13 @@ def _floats(data: Bytes) -> dict[str, Floats]:
     return {name: np.asarray(tensor, np.float32) for name, tensor in safe.decode(data).items()}
 
 
-def _mean_update(inputs: RoundInputs, task: Task, read: Read, model: dict[str, Floats]) -> dict[str, Floats] | None:
+def _mean_update(
+    updates: Iterable[tuple[SiteInput, Bytes]], task: Task, model: dict[str, Floats]
+) -> dict[str, Floats] | None:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
     sums = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
     total = 0
-    answers = [answer for answer in inputs.sites if answer.update]
-    for answer, data in zip(answers, _one_ahead([answer.update for answer in answers], read), strict=True):
+    for answer, data in updates:
         weight = answer.num_examples if task.fedhelp.average == "samples" else 1
         update = decode_update(data, shapes, model)
         for name, tensor in update.items():

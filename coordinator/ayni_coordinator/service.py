@@ -254,6 +254,7 @@ class Coordinator:
             federation.publish_round(self.home, session, number, result, now_s)
         with transaction(self.home.engine) as session:  # nobody lists a new artefact while the old ones go
             self.home.store.sweep(federation.referenced(session))
+        self._worker.submit(self.home.store.remove_swept)
         self._uploads.start_anew()
         self._refresh(now_s)
 

@@ -13,6 +13,8 @@ from ayni.artefacts.files import flush_folder, write_atomic
 from ayni.errors import IntegrityError, UserError
 from ayni.tensors.safe import Bytes
 
+SWEPT = ".swept"
+
 
 class ArtefactStore:
     """`url` is a folder or anything that fsspec opens. Names are SHA-256 in hex."""
@@ -84,10 +86,21 @@ class ArtefactStore:
         return bytes(self._files.cat_file(self._at(sha256), start=offset, end=offset + length))
 
     def sweep(self, keep: Iterable[str]) -> int:
-        """Remove what nothing refers to any more; returns how many files went."""
+        """Remove what nothing refers to any more; returns how many files went.
+
+        A local file is out of reach at once; the disk's own work on it is left to `remove_swept`.
+        """
         kept, gone = set(keep), 0
-        for path in self._files.ls(self._root, detail=False):
-            if str(path).rsplit("/", 1)[-1] not in kept:
+        for path in map(str, self._files.ls(self._root, detail=False)):
+            if path.endswith(SWEPT) or path.rsplit("/", 1)[-1] in kept:
+                continue
+            if self._folder:
+                Path(path).rename(path + SWEPT)
+            else:
                 self._files.rm_file(path)
-                gone += 1
+            gone += 1
         return gone
+
+    def remove_swept(self) -> None:
+        for path in self._folder.glob("*" + SWEPT) if self._folder else ():
+            path.unlink(missing_ok=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from ayni.errors import RefusedError
 from ayni_coordinator.store import ArtefactStore
+
+MAX_UNHASHED_PARTS = 4
 
 
 @dataclass(slots=True)
@@ -19,6 +22,20 @@ class _Upload:
     file: BinaryIO
     hasher: hashlib._Hash
     received_bytes: int
+    hashing: deque[Future[None]] = field(default_factory=deque)  # parts that are written and not hashed yet, in order
+
+    def add(self, part: bytes | memoryview, hash_thread: ThreadPoolExecutor) -> None:
+        """Hashing takes longer than writing, so it is done beside it; few parts wait for it in memory."""
+        self.file.write(part)
+        self.received_bytes += len(part)
+        self.hashing.append(hash_thread.submit(self.hasher.update, part))
+        if len(self.hashing) > MAX_UNHASHED_PARTS:
+            self.hashing.popleft().result()
+
+    def sha256(self) -> str:
+        while self.hashing:
+            self.hashing.popleft().result()
+        return self.hasher.hexdigest()
 
 
 class Uploads:
@@ -34,6 +51,7 @@ class Uploads:
         self._folder, self._store, self.max_bytes = folder, store, max_bytes
         self._open: dict[tuple[str, str], _Upload] = {}
         self._num_stored: Counter[str] = Counter()
+        self._hash_thread = ThreadPoolExecutor(1, thread_name_prefix="ayni-hash")
         folder.mkdir(parents=True, exist_ok=True)
 
     def received(self, site: str, sha256: str) -> tuple[int, bool]:
@@ -61,9 +79,7 @@ class Uploads:
             )
         upload = self._resume(site, sha256)
         if offset == upload.received_bytes:
-            upload.file.write(part)
-            upload.hasher.update(part)
-            upload.received_bytes += len(part)
+            upload.add(part, self._hash_thread)
         if upload.received_bytes < total_bytes:
             return upload.received_bytes, False
         self._finish(site, sha256, upload)
@@ -88,7 +104,7 @@ class Uploads:
             file.flush()
             os.fsync(file.fileno())
         path = self._path(site, sha256)
-        if upload.hasher.hexdigest() != sha256:
+        if upload.sha256() != sha256:
             path.unlink()
             raise RefusedError("busy", "the artefact arrived damaged and was thrown away; it can be sent again")
         self._store.adopt(path, sha256)
@@ -112,3 +128,4 @@ class Uploads:
         for upload in self._open.values():
             upload.file.close()
         self._open.clear()
+        self._hash_thread.shutdown()
