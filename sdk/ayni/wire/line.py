@@ -6,6 +6,7 @@ Every request is safe to repeat, so a lost reply or a cut is answered by diallin
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import random
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from ayni.artefacts.files import flush_folder, sha256_file
+from ayni.artefacts.files import flush_folder
 from ayni.errors import IntegrityError, LineError, PeerProtocolError, RefusedError
 from ayni.wire.connection import Connection, Dial
 from ayni.wire.curve import HANDSHAKE_BYTES_DOWN, HANDSHAKE_BYTES_UP, wire_bytes
@@ -44,6 +45,7 @@ WINDOW = 4
 
 Meter = Callable[[str, int, int], None]  # purpose, bytes up, bytes down
 OnBytes = Callable[[int, int], None]  # bytes so far, bytes in all
+Payload = bytes | memoryview
 Body = TypeVar("Body", bound=RequestBody)
 
 
@@ -70,9 +72,11 @@ class Line:
         _, reply, received = next(self.ask_many([(body, payload)], purpose))
         return reply, received
 
-    def ask_many(self, requests: Iterable[tuple[Body, bytes]], purpose: str) -> Iterator[tuple[Body, ReplyBody, bytes]]:
+    def ask_many(
+        self, requests: Iterable[tuple[Body, Payload]], purpose: str
+    ) -> Iterator[tuple[Body, ReplyBody, bytes]]:
         """Keep up to `WINDOW` requests under way; replies come in the order of the requests."""
-        waiting: deque[tuple[Request, Body, bytes]] = deque()
+        waiting: deque[tuple[Request, Body, Payload]] = deque()
         replies: dict[bytes, tuple[ReplyBody, bytes]] = {}
         todo = iter(requests)
         attempts_left = NUM_ATTEMPTS
@@ -109,7 +113,7 @@ class Line:
                     raise RefusedError(reply.code, reply.message)
                 yield body, reply, received
 
-    def _send(self, item: tuple[Request, Body, bytes], purpose: str) -> None:
+    def _send(self, item: tuple[Request, Body, Payload], purpose: str) -> None:
         if not self._connection:
             self._connection = self._dial()
             self._meter("handshake", HANDSHAKE_BYTES_UP, HANDSHAKE_BYTES_DOWN)
@@ -184,31 +188,32 @@ def download(
 
 def upload(line: Line, kind: UploadKind, path: Path, on_bytes: OnBytes = lambda done, total: None) -> bytes:
     """Put an artefact; returns its SHA-256. Goes on where an earlier try was cut."""
-    sha256, num_bytes = bytes.fromhex(sha256_file(path)), path.stat().st_size
+    with path.open("rb") as file:  # mapped: read once for the hash, and sent from where it lies
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    sha256, num_bytes = hashlib.sha256(content).digest(), len(content)
     reply, _ = line.ask(GetUpload(sha256=sha256), kind)
     if not isinstance(reply, UploadIs):
         raise PeerProtocolError("the coordinator did not say how much has arrived")
     if reply.stored:
         return sha256
     start = min(reply.received_bytes, num_bytes - 1)  # if all has arrived, one more byte makes it count
-    with path.open("rb") as file:
-        file.seek(start)
 
-        def chunks() -> Iterator[tuple[PutChunk, bytes]]:
-            size, offset = CHUNK_BYTES, start
-            while block := file.read(size):
-                before_s = time.monotonic()
-                yield PutChunk(kind=kind, sha256=sha256, offset=offset, total_bytes=num_bytes), block
-                offset += len(block)
-                if time.monotonic() - before_s < FAST_CHUNK_S:
-                    size = min(2 * size, LARGEST_CHUNK_BYTES)
+    def chunks() -> Iterator[tuple[PutChunk, memoryview]]:
+        size, offset = CHUNK_BYTES, start
+        while offset < num_bytes:
+            before_s = time.monotonic()
+            part = content[offset : offset + size]
+            yield PutChunk(kind=kind, sha256=sha256, offset=offset, total_bytes=num_bytes), part
+            offset += len(part)
+            if time.monotonic() - before_s < FAST_CHUNK_S:
+                size = min(2 * size, LARGEST_CHUNK_BYTES)
 
-        stored = False
-        for asked, answer, _ in line.ask_many(chunks(), kind):
-            if not isinstance(answer, UploadIs):
-                raise PeerProtocolError("the coordinator did not acknowledge a part")
-            stored = answer.stored
-            on_bytes(min(asked.offset + CHUNK_BYTES, num_bytes), num_bytes)
+    stored = False
+    for asked, answer, _ in line.ask_many(chunks(), kind):
+        if not isinstance(answer, UploadIs):
+            raise PeerProtocolError("the coordinator did not acknowledge a part")
+        stored = answer.stored
+        on_bytes(min(asked.offset + CHUNK_BYTES, num_bytes), num_bytes)
     if not stored:
         raise LineError("the coordinator has not received the whole artefact; trying again will go on where it stopped")
     return sha256
