@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def test_eight_bit_pixels_come_back_exactly(tmp_path: Path, suffix: str, pixels:
         save_dicom(path, dicom(pixels))
     expected = pixels if pixels.ndim == 3 else pixels[:, :, None]
     assert read_image(path).tolist() == expected.tolist()
+
+
+def test_a_large_colour_picture_is_copied_once(tmp_path: Path) -> None:
+    Image.new("RGB", (1000, 1000), (10, 20, 30)).save(tmp_path / "large.jpg")
+    read_image(tmp_path / "large.jpg")  # imports are done
+    tracemalloc.start()
+    pixels = read_image(tmp_path / "large.jpg")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pixels.nbytes == 3_000_000
+    assert peak_bytes < 1.5 * pixels.nbytes  # itself, and some rows; Pillow's own copy is not counted
 
 
 def test_a_jpeg_is_read_and_turned_as_its_exif_says(tmp_path: Path) -> None:

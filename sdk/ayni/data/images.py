@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,8 @@ def _read_bytes(path: Path) -> bytes:
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is not a plain file. Give {FORMATS}.")
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            num_bytes = os.fstat(file.fileno()).st_size  # a read takes memory for all that it asks
+            data = file.read(min(num_bytes, MAX_FILE_BYTES) + 1)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}. Check its name.") from None
     except (OSError, ValueError) as error:
