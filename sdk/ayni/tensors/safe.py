@@ -74,8 +74,10 @@ def read_metadata(data: Bytes) -> dict[str, str]:
     return _header(data)[1]
 
 
-def decode(data: Bytes) -> dict[str, Array]:
+def decode(data: Bytes, *, largest: float = math.inf) -> dict[str, Array]:
     """Tensors of a safetensors file, floats finite; they look into `data` and cannot be written to.
+
+    `largest` bounds the magnitude of floats, so that both are found in one pass.
 
     Raises IntegrityError, and nothing else, whatever the bytes.
     """
@@ -93,7 +95,7 @@ def decode(data: Bytes) -> dict[str, Array]:
     if end != len(body):
         raise IntegrityError(f"these bytes are no safetensors file: {len(body) - end} bytes belong to no tensor")
     for name, tensor in tensors.items():
-        check_finite(name, tensor)
+        check_floats(name, tensor, largest=largest)
     return tensors
 
 
@@ -107,16 +109,18 @@ def _tensor(entry: _Entry, body: Bytes, expected_start: int) -> Array:
     return np.frombuffer(body, dtype, count, start).reshape(entry.shape)
 
 
-def check_finite(name: str, tensor: Array) -> None:
-    """The largest and the smallest value are finite exactly when all are, and cost no second array."""
-    if tensor.dtype.kind == "f" and tensor.size and not (np.isfinite(tensor.max()) and np.isfinite(tensor.min())):
+def check_floats(name: str, tensor: Array, *, largest: float = math.inf) -> None:
+    """The largest and the smallest value are finite exactly when all are, and cost no second array.
+
+    One hostile answer must not overflow the mean, which would stop the round for everybody: hence `largest`.
+    """
+    if tensor.dtype.kind != "f" or not tensor.size:
+        return
+    high, low = float(tensor.max()), float(tensor.min())
+    if not (math.isfinite(high) and math.isfinite(low)):
         raise IntegrityError(f"tensor {name!r} holds values that are not finite (NaN or infinity)")
-
-
-def check_magnitude(name: str, tensor: Floats) -> None:
-    """One hostile answer must not overflow the mean, which would stop the round for everybody."""
-    if tensor.size and max(tensor.max(), -tensor.min()) > LARGEST_WEIGHT:
-        raise IntegrityError(f"tensor {name!r} holds values too large for weights (above {LARGEST_WEIGHT:g})")
+    if max(high, -low) > largest:
+        raise IntegrityError(f"tensor {name!r} holds values too large for weights (above {largest:g})")
 
 
 def check_like(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:

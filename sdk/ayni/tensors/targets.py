@@ -76,5 +76,5 @@ def decode_targets(data: safe.Bytes) -> Targets:
         raise IntegrityError("distillation targets whose scales do not fit the answers")
     with np.errstate(over="ignore", invalid="ignore"):  # refused in the next line
         logits_NC = (low_N1 + answers.astype(np.float32) * step_N1).astype(np.float32)
-    safe.check_finite("logits", logits_NC)
+    safe.check_floats("logits", logits_NC)
     return Targets(info, logits_NC)

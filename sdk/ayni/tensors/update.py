@@ -45,7 +45,7 @@ def encode_whole(tensors: Mapping[str, Floats], form: str) -> bytes:
     with np.errstate(over="ignore"):
         cast = {name: np.asarray(tensor).astype(kind, copy=False) for name, tensor in tensors.items()}
     for name, tensor in cast.items():
-        safe.check_finite(name, tensor)
+        safe.check_floats(name, tensor)
     return safe.encode(cast, {"form": form})
 
 
@@ -100,9 +100,9 @@ def decode_change(data: Bytes, shapes: Shapes) -> dict[str, Floats]:
     if positions[-1] >= num_values or (count > 1 and (gaps[1:] == 0).any()):
         raise IntegrityError("a sparse change with positions outside the network, or twice the same")
     flat = np.zeros(num_values, np.float32)
-    safe.check_magnitude("scales", scales)
+    safe.check_floats("scales", scales, largest=safe.LARGEST_WEIGHT)
     flat[positions] = values.astype(np.float32) * scales[_scale_of_each(shapes)[positions]]
-    safe.check_magnitude("values", flat)
+    safe.check_floats("values", flat, largest=safe.LARGEST_WEIGHT)
     return _unflat(flat, shapes)
 
 
@@ -125,12 +125,9 @@ def decode_update(data: Bytes, shapes: Shapes, base: Mapping[str, Floats] | None
     """
     form = safe.read_metadata(data).get("form")
     if form in ("fp32", "fp16"):
-        tensors = safe.decode(data)
+        tensors = safe.decode(data, largest=safe.LARGEST_WEIGHT)
         safe.check_like(tensors, shapes)
-        weights = {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-        for name, tensor in weights.items():
-            safe.check_magnitude(name, tensor)
-        return weights
+        return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
     if form != "sparse":
         raise IntegrityError(f"an update of unknown form {form!r}; this version knows {', '.join(FORMS)}")
     if base is None:
