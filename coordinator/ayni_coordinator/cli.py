@@ -248,6 +248,11 @@ def demo(
 
     Example: ayni demo --out out/demo
     """
-    from ayni_coordinator.demo.run import TASK_FILE, run_demo
+    from ayni.errors import MissingExtraError
+
+    try:
+        from ayni_coordinator.demo.run import TASK_FILE, run_demo
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("The demo", "all") from error
 
     run_demo(out, task or TASK_FILE, seed=seed, rounds=rounds)

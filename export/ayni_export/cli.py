@@ -88,14 +88,14 @@ def diagnose(
     from ayni.terminal import print_json
     from ayni_export.bundle import read_bundle
 
-    opened = read_bundle(bundle, signer=signer)
-    folder = _report_folder(bundle, out)
     try:
         from ayni_export import report
         from ayni_export.diagnose import answers
         from ayni_export.runtime import Session
     except ModuleNotFoundError as error:
         raise MissingExtraError("diagnosis", "deploy") from error
+    opened = read_bundle(bundle, signer=signer)
+    folder = _report_folder(bundle, out)
     session = Session(opened)
     each = answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in)
     entries = [

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -303,22 +304,33 @@ def _show(report: DataReport) -> None:
 
 def main() -> None:
     """A mistake is one or two sentences on standard error, never a traceback."""
-    for entry in sorted(entry_points(group="ayni.commands"), key=lambda entry: entry.name):
+    entries = sorted(entry_points(group="ayni.commands"), key=lambda entry: entry.name)
+    for entry in entries:
         entry.load()(app)
     try:
         app()
     except AyniError as error:
         _end(error)
     except ModuleNotFoundError as error:
-        root_module = (error.name or "").partition(".")[0]
-        if root_module not in _EXTRA_OF_MODULE:
+        extra = _missing_extra(error, {entry.module.partition(".")[0]: entry.name for entry in entries})
+        if extra is None:
             raise
-        _end(MissingExtraError("This command", _EXTRA_OF_MODULE[root_module]))
+        _end(MissingExtraError("This command", extra))
     except (OSError, sqlite3.Error) as error:
         _end(AyniError(_trouble(error)))
     except KeyboardInterrupt:
         typer.echo("ayni: stopped; the same command goes on where it was.", err=True)
         sys.exit(130)
+
+
+def _missing_extra(error: ModuleNotFoundError, extra_of_package: dict[str, str]) -> str | None:
+    """A command that another package brings needs the extra of that package, which has all that it imports."""
+    root_module = (error.name or "").partition(".")[0]
+    if root_module not in _EXTRA_OF_MODULE:
+        return None
+    packages = [frame.f_globals["__name__"].partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    brought_by = [extra_of_package[package] for package in packages if package in extra_of_package]
+    return brought_by[0] if brought_by else _EXTRA_OF_MODULE[root_module]
 
 
 def _trouble(error: OSError | sqlite3.Error) -> str:
