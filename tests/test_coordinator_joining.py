@@ -82,6 +82,18 @@ def test_a_second_invitation_for_the_same_name_withdraws_the_first(desk: Desk, t
     assert join(desk, second, keys).site == "north"
 
 
+def test_an_invitation_can_be_taken_back_before_it_is_used(desk: Desk, tmp_path: Path) -> None:
+    invitation = desk.invite("north")
+    revoke_site(desk.folder, "north")
+    desk.pass_time(1)
+    with pytest.raises(NotAdmittedError):
+        join(desk, invitation, SiteKeys.load_or_create(tmp_path / "north"))
+    assert "coordinator: withdrew the invitation of 'north'" in desk.log()
+    with pytest.raises(UserError, match="no site"):
+        revoke_site(desk.folder, "north")
+    desk.join("north")  # the name is still free
+
+
 def test_a_name_is_given_once(desk: Desk) -> None:
     desk.join("north")
     with pytest.raises(UserError, match="already"):

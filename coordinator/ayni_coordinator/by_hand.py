@@ -33,7 +33,8 @@ def new_invitation(folder: Path, site: str, role: str, valid_s: float) -> Invita
 def revoke_site(folder: Path, site: str) -> None:
     home = CoordinatorHome.open(folder)
     with transaction(home.engine) as session:
-        registry.end_site(session, site, state="revoked", who="coordinator", now_s=time.time())
+        if not registry.withdraw(session, site, time.time()):
+            registry.end_site(session, site, state="revoked", who="coordinator", now_s=time.time())
 
 
 def _open_round(newest: RoundRow) -> RoundRow:

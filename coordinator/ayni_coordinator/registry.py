@@ -78,6 +78,16 @@ def join(home: CoordinatorHome, session: Session, invitation_key: bytes, asked: 
     )
 
 
+def withdraw(session: Session, name: str, now_s: float) -> bool:
+    """Take back the invitation of a site that has not joined; false if there is none."""
+    query = select(InvitationRow).where(InvitationRow.site == name, InvitationRow.state == "open")
+    invited = session.scalars(query).all()
+    for invitation in invited:
+        invitation.state = "withdrawn"
+        note(session, now_s, "coordinator", f"withdrew the invitation of {name!r}")
+    return bool(invited)
+
+
 def end_site(session: Session, name: str, *, state: str, who: str, now_s: float) -> None:
     """`state` is "left" or "revoked". What the site gave before stays counted; it is asked for nothing more."""
     site = session.get(SiteRow, name)
