@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def write_public_set(path: Path, num_images: int = 6) -> Path:
 class Desk:
     """The coordinator of one federation and the keys of its sites, by name."""
 
-    def __init__(self, folder: Path, task: Task = TASK, **options: Any) -> None:
+    def __init__(self, folder: Path, task: Task = TASK, *, endpoint: str = ENDPOINT, **options: Any) -> None:
         self.folder = folder
         if not folder.exists():
-            create_home(folder, task, endpoint=ENDPOINT, bind=ENDPOINT, **options)
+            create_home(folder, task, endpoint=endpoint, bind=endpoint, **options)
         self.home = CoordinatorHome.open(folder)
         self.now_s = time.time()
         self.coordinator = Coordinator(self.home, self.now_s)
@@ -185,16 +185,16 @@ class Desk:
 
 
 @contextmanager
-def served(desk: Desk) -> Iterator[str]:
+def served(desk: Desk, bind: str = "tcp://127.0.0.1:*", clock: Callable[[], float] = time.time) -> Iterator[str]:
     """The endpoint of a coordinator that serves in a thread, as `ayni coordinator serve` does in its process."""
     done, coordinator = threading.Event(), desk.coordinator
 
     def handle(key: bytes, frames: Frames) -> Frames | None:
-        return coordinator.handle(key, frames, time.time())
+        return coordinator.handle(key, frames, clock())
 
-    with CurveServer("tcp://127.0.0.1:*", desk.home.keys.curve.secret, coordinator.admit, handle) as server:
+    with CurveServer(bind, desk.home.keys.curve.secret, coordinator.admit, handle) as server:
         thread = threading.Thread(
-            target=lambda: server.serve(done.is_set, lambda: coordinator.tick(time.time()), tick_s=0.02)
+            target=lambda: server.serve(done.is_set, lambda: coordinator.tick(clock()), tick_s=0.02)
         )
         thread.start()
         try:

@@ -146,8 +146,9 @@ def open_database(url: str) -> Engine:
     try:
         Base.metadata.create_all(engine)
     except SQLAlchemyError as error:
+        told = str(error).splitlines()[0]  # the others are a link for programmers
         raise UserError(
-            f"the database {engine.url!r} cannot be opened: {error}. Check the URL in coordinator.toml."
+            f"the database {engine.url!r} cannot be opened: {told}. Check the URL in coordinator.toml."
         ) from None
     return engine
 

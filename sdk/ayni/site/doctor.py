@@ -96,7 +96,8 @@ def _line_key_and_clock(home: Path) -> list[Finding]:
     try:
         now = Site(home).status(ask=True).round
     except UserError as error:
-        return [Finding(what="site folder", ok=False, found=str(error), remedy="Join with `ayni join` first.")]
+        remedy = "Join with `ayni join`, or restore the folder."
+        return [Finding(what="site folder", ok=False, found=str(error), remedy=remedy)]
     except NotAdmittedError as error:
         return [
             Finding(what="line", ok=True, found=f"answered in {time.monotonic() - started_s:.1f} s", remedy=""),

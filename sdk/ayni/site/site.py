@@ -9,6 +9,7 @@ The site's folder is all that it needs; everything here can be killed at any poi
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,8 @@ class Site:
 
     def evaluate(self, data: Path | str, *, split: str = "test") -> dict[str, Scores]:
         """Score this site's models ("federated", "alone") on labelled images that were not trained on."""
+        if not (self.home / "models").is_dir():
+            raise UserError(f"there is no trained model in {self.home}. Run `ayni train` first.")
         with SiteState(self.home) as state, self._training_process() as process:
             agent = self._agent(state)
             context = agent.context(agent.known_or_fetched_manifest())
@@ -216,6 +219,7 @@ class Site:
             path = Path(data).resolve()
             if not path.exists():
                 raise UserError(f"there are no data at {path}. Name a folder with labels.csv or a .npz file.")
+            _check_at_once(path)
             return str(path)
         from ayni.data.dataset import store_dataset  # a torch Dataset: written out for the training process
 
@@ -231,6 +235,16 @@ class Site:
 
     def _training_process(self) -> TrainingProcess:
         return TrainingProcess(self.home / "training" / "training.log", num_threads=self.settings.num_threads)
+
+
+def _check_at_once(data: Path) -> None:
+    """A plain mistake is said now, and not when the first round opens, which may be tomorrow."""
+    from ayni.data.folder import LABELS_FILE, read_labels
+
+    if data.is_dir() and ((data / LABELS_FILE).exists() or not (data / "dataset.npz").exists()):
+        read_labels(data)
+    elif data.is_file() and not zipfile.is_zipfile(data):
+        raise UserError(f"{data} is no .npz file. Name a folder with labels.csv or a .npz file.")
 
 
 def _ask_to_join(dial: Dial, asked: Join, state: SiteState, expires_s: int) -> ReplyBody:
