@@ -39,3 +39,19 @@ def test_a_damaged_archive_and_a_folder_that_is_there_are_said(tmp_path: Path) -
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there already"):
         unpack(tmp_path / "a.zip", tmp_path / "there")
+
+
+@pytest.mark.parametrize("fault", ["cut", "encrypted"])
+def test_an_entry_that_cannot_be_unpacked_is_a_damaged_archive(tmp_path: Path, fault: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", bytes(range(256)) * 4)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    if fault == "cut":
+        data[35] = 0xFF  # the first byte of the packed data, behind 30 of the header and 5 of the name: no such block
+    else:
+        data[6] |= 1  # the flags of the entry
+        data[data.index(b"PK\x01\x02") + 8] |= 1  # and of the listing
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(IntegrityError, match="damaged"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]

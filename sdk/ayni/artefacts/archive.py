@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from ayni.errors import IntegrityError, UserError
@@ -34,7 +35,12 @@ def unpack(archive: Path, folder: Path) -> None:
                 with opened.open(entry) as packed, path.open("wb") as file:
                     shutil.copyfileobj(packed, file)  # zipfile stops at the declared size, and checks the CRC
         aside.replace(folder)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ) as error:  # RuntimeError: encrypted, or packed oddly
         raise IntegrityError(f"the archive is damaged: {error}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
