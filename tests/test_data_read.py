@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +83,24 @@ def test_medmnist_parts_are_kept_apart(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": [0]}, "2 images need as many"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": [0, 2]}, "image 1 has the label 2"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": [0.5, 1]}, "whole-number labels"),
-        ({"images": np.zeros((1, 9, 8), np.uint8), "labels": [0]}, "8 x 9"),
+        ({"images": np.zeros((1, 9, 8), np.uint8), "labels": [0]}, r"8 x 9.*Ask the coordinator to set image\.resize"),
+        ({"images": np.zeros((2, 0, 8), np.uint8), "labels": [0, 1]}, r"\[2, 0, 8\]"),
         ({"images": np.array([{}], dtype=object), "labels": [0]}, "more than plain arrays"),
     ],
 )
 def test_a_wrong_npz_says_what_is_wrong(tmp_path: Path, arrays: dict[str, object], message: str) -> None:
     np.savez(tmp_path / "set.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message):
+        load_images(tmp_path / "set.npz", GREY_8, CLASSES)
+
+
+def test_an_npz_that_promises_more_than_any_memory_is_an_error_of_the_data(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        for name in ("images", "labels"):
+            with archive.open(f"{name}.npy", "w") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (1 << 59, 8)}  # four exabytes
+                np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match="promises arrays larger than"):
         load_images(tmp_path / "set.npz", GREY_8, CLASSES)
 
 
@@ -139,9 +151,9 @@ def test_the_check_finds_what_is_wrong_with_a_folder(folder: Path) -> None:
     assert not report.usable
 
 
-def test_the_check_counts_every_part_of_an_npz(tmp_path: Path) -> None:
+def test_the_check_counts_every_part_of_an_npz_and_says_which_is_trained_on(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (30, 8, 8), dtype=np.uint8)
-    labels = np.zeros(15, int)
+    labels = np.arange(15) % 2  # 8 of class 0, 7 of class 1
     np.savez(
         tmp_path / "s.npz",
         train_images=images[:15],
@@ -150,6 +162,33 @@ def test_the_check_counts_every_part_of_an_npz(tmp_path: Path) -> None:
         test_labels=labels,
     )
     report = check_data(tmp_path / "s.npz")
-    assert report.num_per_class == {"0": 30}
-    assert report.warnings == ["all images are of one class (0): nothing can be learned from them."]
+    assert (report.num_images, report.num_per_part) == (30, {"train": 15, "test": 15})
+    assert report.num_per_class == {"0": 8, "1": 7}
+    assert report.warnings[0] == "only the part train is trained on and counted per class (train: 15, test: 15 images)."
     assert report.usable
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((3, 8, 8), np.uint8), "labels": [0, 0, 0]}, "all images are of one class (0)"),
+        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.zeros(0, int)}, "there is no image to train on"),
+        ({"test_images": np.zeros((2, 8, 8), np.uint8), "test_labels": [0, 1]}, "there is no image to train on"),
+        (
+            {
+                "train_images": np.zeros((2, 8, 8), np.uint8),
+                "train_labels": [1, 1],
+                "val_images": np.zeros((1, 8, 8), np.uint8),
+                "val_labels": [0],
+            },
+            "all images are of one class (1)",
+        ),
+    ],
+)
+def test_what_training_refuses_the_check_calls_not_usable_and_says_why(
+    tmp_path: Path, arrays: dict[str, object], message: str
+) -> None:
+    np.savez(tmp_path / "s.npz", **arrays)  # type: ignore[arg-type]
+    report = check_data(tmp_path / "s.npz")
+    assert not report.usable
+    assert any(message in warning for warning in report.warnings)

@@ -22,8 +22,8 @@ def test_an_image_of_the_right_size_passes_unchanged() -> None:
 
 
 def test_another_size_is_an_error_unless_resizing_is_asked_for() -> None:
-    with pytest.raises(DataError, match=r"x\.png is 32 x 16 pixels and the model takes 8 x 8.*--resize"):
-        prepare(np.zeros((16, 32, 1), np.uint8), GREY_8, resize=False, name="x.png")
+    with pytest.raises(DataError, match=r"x\.png is 32 x 16 pixels and the model takes 8 x 8\. Cut it\."):
+        prepare(np.zeros((16, 32, 1), np.uint8), GREY_8, resize=False, name="x.png", remedy="Cut it.")
 
 
 def test_a_larger_image_keeps_its_proportions_and_is_centred_on_black() -> None:

@@ -22,6 +22,7 @@ from ayni_export.occlusion import occlusion
 from ayni_export.runtime import Session
 
 SHOWN_PIXELS = 448  # the longer side of the picture in the report is at most this, or what the model takes
+OTHER_SIZE = "Scale it first, or ask for it (--resize)."
 FEW_HELD_OUT = 100  # a calibration on fewer images is called rough
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -93,7 +94,7 @@ def answers(
 
 def _diagnose_one(info: BundleInfo, session: Session, path: Path, resize: bool, allow_burned_in: bool) -> Diagnosis:
     pixels_HWK = read_image(path, allow_burned_in=allow_burned_in)
-    seen_hwK = prepare(pixels_HWK, info.image, resize=resize, name=str(path))
+    seen_hwK = prepare(pixels_HWK, info.image, resize=resize, name=str(path), remedy=OTHER_SIZE)
 
     def ask(pixels_BhwK: Pixels) -> tuple[Floats, Floats]:
         logits_BC, probabilities_BC = session.run(pixels_BhwK)

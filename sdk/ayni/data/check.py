@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 
 from ayni.data.folder import LABELS_FILE, read_labels
-from ayni.data.images import Pixels, read_image
+from ayni.data.images import IMAGE_SUFFIXES, Pixels, read_image
 from ayni.data.npz import read_npz, splits_of
 from ayni.data.read import DATASET_FILE
 from ayni.errors import DataError
 
 FEW_IMAGES = 10
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".nii", ".nii.gz", ".dcm", ".dicom")
+TRAINED_ON = "train"  # of the parts of a .npz file
 
 
 class UnreadableFile(msgspec.Struct, frozen=True):
@@ -25,10 +25,14 @@ class UnreadableFile(msgspec.Struct, frozen=True):
 
 
 class DataReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`sizes` counts images by "width x height, grey" or "..., colour"; `duplicates` are groups of equal pixels."""
+    """What was found. `num_per_class` counts what would be trained on: of a .npz with parts, the part `train` alone.
+
+    `sizes` counts images by "width x height, grey" or "..., colour"; `duplicates` are groups of equal pixels.
+    """
 
     path: str
     num_images: int
+    num_per_part: dict[str, int] = {}  # of a .npz file with train, val or test
     num_per_class: dict[str, int]
     sizes: dict[str, int]
     duplicates: list[list[str]]
@@ -40,7 +44,7 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def usable(self) -> bool:
         """Whether training will accept these data as they are."""
-        return self.num_images > 0 and not (self.unreadable or self.labels_without_image)
+        return len(self.num_per_class) > 1 and not (self.unreadable or self.labels_without_image)
 
 
 def check_data(path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> DataReport:
@@ -53,16 +57,19 @@ def check_data(path: Path, on_progress: Callable[[int, int], None] = lambda done
 
 
 class _Tally:
-    """Counts over images that could be read."""
+    """Counts over images that could be read; those of other parts than `train` count in no class."""
 
     def __init__(self) -> None:
         self.classes: Counter[str] = Counter()
+        self.parts: Counter[str] = Counter()
         self.sizes: Counter[str] = Counter()
         self.same: dict[bytes, list[tuple[str, str]]] = {}
 
-    def add(self, name: str, label: str, pixels_HWC: Pixels) -> None:
+    def add(self, name: str, label: str, pixels_HWC: Pixels, part: str = TRAINED_ON) -> None:
         height, width, channels = pixels_HWC.shape
-        self.classes[label] += 1
+        self.parts[part] += 1
+        if part == TRAINED_ON:
+            self.classes[label] += 1
         self.sizes[f"{width} x {height}, {'grey' if channels == 1 else 'colour'}"] += 1
         digest = hashlib.sha256(str(pixels_HWC.shape).encode() + pixels_HWC.tobytes()).digest()
         self.same.setdefault(digest, []).append((name, label))
@@ -77,7 +84,8 @@ class _Tally:
         groups = [group for group in self.same.values() if len(group) > 1]
         return DataReport(
             path=str(path),
-            num_images=self.classes.total(),
+            num_images=self.parts.total(),
+            num_per_part=dict(self.parts) if set(self.parts) - {TRAINED_ON} else {},
             num_per_class=dict(sorted(self.classes.items())),
             sizes=dict(self.sizes.most_common()),
             duplicates=[[name for name, _ in group] for group in groups],
@@ -89,9 +97,15 @@ class _Tally:
 
     def _warnings(self, groups: list[list[tuple[str, str]]]) -> list[str]:
         warnings = []
+        if set(self.parts) - {TRAINED_ON}:
+            counts = ", ".join(f"{part}: {count}" for part, count in self.parts.items())
+            warnings.append(f"only the part {TRAINED_ON} is trained on and counted per class ({counts} images).")
+        if not self.classes:
+            warnings.append("there is no image to train on.")
         if len(self.classes) == 1:
             warnings.append(
-                f"all images are of one class ({next(iter(self.classes))}): nothing can be learned from them."
+                f"all images are of one class ({next(iter(self.classes))}): nothing can be learned from them. "
+                "Add images of another class."
             )
         warnings += [
             f"only {count} image{'s' if count > 1 else ''} of class {label}; fewer than {FEW_IMAGES} teach little."
@@ -126,9 +140,9 @@ def _check_folder(folder: Path, on_progress: Callable[[int, int], None]) -> Data
 
 def _check_npz(path: Path, on_progress: Callable[[int, int], None]) -> DataReport:
     tally = _Tally()
-    for split in splits_of(path) or ["train"]:
+    for split in splits_of(path) or [TRAINED_ON]:
         images_NHWC, labels_N = read_npz(path, split)
         for index, (pixels_HWC, label) in enumerate(zip(images_NHWC, labels_N, strict=True)):
-            tally.add(f"{split}[{index}]", str(label), pixels_HWC)
+            tally.add(f"{split}[{index}]", str(label), pixels_HWC, split)
             on_progress(index + 1, len(images_NHWC))
     return tally.report(path, [], [], [])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ayni.artefacts.files import write_atomic
 from ayni.data.images import prepare
+from ayni.data.read import OTHER_SIZE
 from ayni.errors import DataError
 from ayni.task import ImageSettings
 
@@ -27,7 +28,7 @@ def store_dataset(dataset: Any, path: Path, image: ImageSettings) -> int:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"item {index} of the dataset is no pair of image and label.")
         pixels_HWC = _pixels(item[0], index)
-        pixels.append(prepare(pixels_HWC, image, resize=image.resize, name=f"item {index}"))
+        pixels.append(prepare(pixels_HWC, image, resize=image.resize, name=f"item {index}", remedy=OTHER_SIZE))
         labels.append(_label(item[1], index))
     if not pixels:
         raise DataError("the dataset is empty.")

@@ -9,7 +9,6 @@ from pathlib import Path
 from ayni.errors import DataError
 
 LABELS_FILE = "labels.csv"
-MAX_ROWS = 10_000_000
 
 
 def read_labels(folder: Path) -> list[tuple[str, str]]:

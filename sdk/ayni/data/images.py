@@ -27,6 +27,7 @@ __all__ = ["Pixels", "prepare", "read_image"]
 MAX_FILE_BYTES = 256 * 2**20  # also of a file that is packed inside: a bomb stops here
 BAND_ROWS = 128
 FORMATS = "PNG, JPEG, .npy, NIfTI or DICOM"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".nii", ".nii.gz", ".dcm", ".dicom")
 
 
 def read_image(path: Path, *, allow_burned_in: bool = False) -> Pixels:
@@ -55,13 +56,21 @@ def read_image(path: Path, *, allow_burned_in: bool = False) -> Pixels:
         ) from None
 
 
-def prepare(pixels_HWC: Pixels, settings: ImageSettings, *, resize: bool, name: str = "the image") -> Pixels:
+def prepare(
+    pixels_HWC: Pixels,
+    settings: ImageSettings,
+    *,
+    resize: bool,
+    name: str = "the image",
+    remedy: str = "Scale it first.",
+) -> Pixels:
     """The image as the network sees it: uint8 [settings.height, settings.width, settings.channels].
 
     An image of just that size passes unchanged. Another size is an error unless `resize`: then it is scaled down
     (bilinear with antialiasing), its proportions kept, and centred on black. Nothing is ever scaled up: that would
     invent detail. A grey image is repeated over the channels of a colour network; a colour image passes for grey
-    only if its channels are equal. Raises DataError, in which `name` stands for the image.
+    only if its channels are equal. Raises DataError, in which `name` stands for the image and
+    `remedy` tells what to do about another size.
     """
     if settings.channels == 1 and pixels_HWC.shape[2] == 3:
         if any((pixels_HWC[:, :, 0] != pixels_HWC[:, :, channel]).any() for channel in (1, 2)):
@@ -69,17 +78,18 @@ def prepare(pixels_HWC: Pixels, settings: ImageSettings, *, resize: bool, name: 
         pixels_HWC = pixels_HWC[:, :, :1]
     height, width = pixels_HWC.shape[:2]
     if (height, width) != (settings.height, settings.width):
-        _check_size(height, width, settings, resize, name)
+        _check_size(height, width, settings, name, "" if resize else remedy)
         pixels_HWC = _fit(pixels_HWC, settings)
     if settings.channels == 3 and pixels_HWC.shape[2] == 1:
         pixels_HWC = np.repeat(pixels_HWC, 3, axis=2)
     return np.ascontiguousarray(pixels_HWC)
 
 
-def _check_size(height: int, width: int, settings: ImageSettings, resize: bool, name: str) -> None:
+def _check_size(height: int, width: int, settings: ImageSettings, name: str, remedy: str) -> None:
+    """`remedy` is empty if scaling down is allowed."""
     sizes = f"{name} is {width} x {height} pixels and the model takes {settings.width} x {settings.height}"
-    if not resize:
-        raise DataError(f"{sizes}. Scale it first, or ask for it (--resize).")
+    if remedy:
+        raise DataError(f"{sizes}. {remedy}")
     if height < settings.height and width < settings.width:
         raise DataError(f"{sizes}: scaling up would invent detail. Use the original, larger image.")
 

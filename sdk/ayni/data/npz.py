@@ -3,46 +3,58 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ayni.data.eight_bits import Pixels
 from ayni.errors import DataError
 
 MAX_SET_BYTES = 8 << 30  # unpacked; a zip bomb stops here
 SPLITS = ("train", "val", "test")
 
 
-def read_npz(path: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def read_npz(path: Path, split: str) -> tuple[Pixels, npt.NDArray[np.int64]]:
     """Images uint8 [N, H, W, C] (C = 1 or 3) and labels [N]. Raises DataError, which says what is wrong."""
-    arrays = _load(path)
-    prefix = f"{split}_" if f"{split}_images" in arrays else ""
-    images, labels = arrays.get(f"{prefix}images"), arrays.get(f"{prefix}labels")
-    if images is None or labels is None:
+    names = _names(path)
+    prefix = f"{split}_" if f"{split}_images" in names else ""
+    if not {f"{prefix}images", f"{prefix}labels"} <= set(names):
         raise DataError(
-            f"{path} holds {sorted(arrays)}; "
-            f"needed are '{split}_images' and '{split}_labels', or 'images' and 'labels'."
+            f"{path} holds {sorted(names)}; needed are '{split}_images' and '{split}_labels', or 'images' and 'labels'."
         )
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise DataError(
-            f"{path}: images must be 8-bit and of shape [images, height, width] or [..., 1 or 3 channels]; "
-            f"these are {images.dtype} {list(images.shape)}."
-        )
+    images, labels = _load(path, f"{prefix}images", f"{prefix}labels")
+    images_NHWC = _checked(path, images)
     if labels.dtype.kind not in "ui" or labels.shape not in ((len(images),), (len(images), 1)):
         raise DataError(
             f"{path}: {len(images)} images need as many whole-number labels, one each; "
             f"these are {labels.dtype} {list(labels.shape)}."
         )
-    images_NHWC = np.asarray(images if images.ndim == 4 else images[..., None], np.uint8)
     return images_NHWC, labels.reshape(len(labels)).astype(np.int64)
 
 
-def splits_of(path: Path) -> list[str]:
-    """Which parts a file holds; a plain one holds "train". Raises DataError."""
+def read_npz_images(path: Path) -> Pixels:
+    """The array `images` alone, as uint8 [N, H, W, C] (C = 1 or 3); labels are not read. Raises DataError."""
     names = _names(path)
-    return [split for split in SPLITS if f"{split}_images" in names] or (["train"] if "images" in names else [])
+    if "images" not in names:
+        raise DataError(f"{path} holds {sorted(names)}; needed is 'images'.")
+    return _checked(path, *_load(path, "images"))
+
+
+def splits_of(path: Path) -> list[str]:
+    """Which parts a file holds; plain `images` count as "train", for these are trained on. Raises DataError."""
+    names = _names(path)
+    return [split for split in SPLITS if f"{split}_images" in names or (split == "train" and "images" in names)]
+
+
+def _checked(path: Path, images: npt.NDArray[np.generic]) -> Pixels:
+    fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    if images.dtype != np.uint8 or not fits or 0 in images.shape[1:]:
+        raise DataError(
+            f"{path}: images must be 8-bit and of shape [images, height, width] or [..., 1 or 3 channels]; "
+            f"these are {images.dtype} {list(images.shape)}."
+        )
+    return np.asarray(images if images.ndim == 4 else images[..., None], np.uint8)
 
 
 def _names(path: Path) -> list[str]:
@@ -59,10 +71,14 @@ def _names(path: Path) -> list[str]:
     return [entry.filename.removesuffix(".npy") for entry in entries]
 
 
-def _load(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    _names(path)
+def _load(path: Path, *names: str) -> list[npt.NDArray[np.generic]]:
+    """These arrays only: the other parts of a file would take memory for nothing."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            return [np.asarray(archive[name]) for name in names]
+    except MemoryError:
+        raise DataError(
+            f"{path} promises arrays larger than this machine's memory. Split it, or save it anew."
+        ) from None
+    except Exception as error:  # zip and numpy on foreign bytes: their ways to fail cannot be listed
         raise DataError(f"{path} is damaged or holds more than plain arrays ({error}).") from None

@@ -15,6 +15,7 @@ from ayni.errors import DataError
 from ayni.task import ImageSettings
 
 DATASET_FILE = "dataset.npz"
+OTHER_SIZE = "Ask the coordinator to set image.resize in the task, or scale the images."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ def _from_folder(folder: Path, image: ImageSettings, classes: tuple[str, ...]) -
         number = class_of(label, classes)
         if number is None:
             raise DataError(f"{folder / LABELS_FILE}: {name} has the label {label!r}; this task has {list(classes)}.")
-        pixels.append(prepare(read_image(folder / name), image, resize=image.resize, name=str(folder / name)))
+        pixels_HWC = read_image(folder / name)
+        pixels.append(prepare(pixels_HWC, image, resize=image.resize, name=str(folder / name), remedy=OTHER_SIZE))
         labels.append(number)
         names.append(name)
     return LabelledImages(np.stack(pixels) if pixels else _no_pixels(image), np.array(labels, np.int64), tuple(names))
@@ -67,7 +69,7 @@ def _from_npz(path: Path, image: ImageSettings, classes: tuple[str, ...], split:
     names = tuple(f"{split}[{i}]" for i in range(len(images_NHWC)))
     if images_NHWC.shape[1:] != (image.height, image.width, image.channels):
         prepared = [
-            prepare(pixels_HWC, image, resize=image.resize, name=f"{path}, {name}")
+            prepare(pixels_HWC, image, resize=image.resize, name=f"{path}, {name}", remedy=OTHER_SIZE)
             for pixels_HWC, name in zip(images_NHWC, names, strict=True)
         ]
         images_NHWC = np.stack(prepared) if prepared else _no_pixels(image)
