@@ -20,11 +20,13 @@ from ayni.keys import SiteKeys
 from ayni.learning.networks import build_network, load_weights, weights_of
 from ayni.task import ImageSettings, ResNetSettings
 from ayni.tensors import safe
-from ayni.trained_model import WEIGHTS_FILE, TrainedModel
+from ayni.trained_model import WEIGHTS_FILE, Scores, TrainedModel
 from ayni_export import export_site
 from ayni_export.bundle import read_bundle
 from ayni_export.export import export_model
 from ayni_export.graph import DiagnosisGraph, check_parity, to_onnx
+from ayni_export.model_card import model_card
+from ayni_export.monai_metadata import monai_metadata
 from trained_home import (
     ROOT,
     exported_bundle,
@@ -113,10 +115,18 @@ def test_the_model_card_says_what_a_person_must_know() -> None:
         "accuracy 0.900",
         "these figures are rough",
         "Not for primary diagnosis",
-        "3 rounds of federated training",
+        "3 rounds of federated training at this site",
         "not a medical device",
     ):
         assert fact in card
+
+
+def test_what_was_not_measured_is_not_given_as_a_figure() -> None:
+    bundle = read_bundle(exported_bundle())
+    info = msgspec.structs.replace(bundle.info, validation=Scores(num_images=0, auc=0.5, balanced_accuracy=0.0))
+    assert "Not measured" in model_card(info)
+    assert "ROC curve" not in model_card(info)
+    assert monai_metadata(info, {"monai": "1", "pytorch": "1", "numpy": "1"})["eval_metrics"] == {}
 
 
 def test_a_colour_network_with_strides_and_pooling_exports_too(tmp_path: Path) -> None:

@@ -334,9 +334,24 @@ def test_the_last_round_gives_a_model_to_export(bench: Bench, role: Role) -> Non
     assert model.validation == scores["federated"]
     assert model.network == (TASK.networks.large if role == "hospital" else TASK.networks.small)
     assert sum(model.num_train_per_class.values()) + sum(model.num_holdout_per_class.values()) == 60
-    assert model.steps == 3 * 4 * (2 if role == "clinic" else 1)  # rounds x steps, public ones between at a clinic
+    assert model.rounds == 1
+    assert model.steps == 4 * (2 if role == "clinic" else 1)  # of one round, public ones between at a clinic
     weights = safe.decode((folder / "weights.safetensors").read_bytes())
     assert {name.split(".")[0] for name in weights} == {"extractor", "head"}
+
+
+def test_a_site_that_joined_late_and_missed_a_round_claims_only_what_it_trained(bench: Bench) -> None:
+    done(bench.round("home", 2))
+    done(bench.round("home", 4, guidance=None))
+    done(bench.round("home", 4, guidance=None))  # asked again, as after a cut: it counts once
+    whole = {"global_model": [bench.whole], "global_digest": safe.digest(bench.start)}
+    done(FinishTraining(context=bench.context("home"), rounds=5, **whole))  # type: ignore[arg-type]
+    model = TrainedModel.read(bench.folder / "home/models/federated")
+    assert (model.rounds, model.steps) == (2, 2 * 4 + 4)  # the public steps were only in the first
+    done(FinishTraining(context=bench.context("new"), rounds=5, **whole))  # type: ignore[arg-type]
+    model = TrainedModel.read(bench.folder / "new/models/federated")
+    assert (model.rounds, model.steps) == (0, 0)
+    assert model.chosen.startswith("the global model of round 5")
 
 
 def test_training_alone_goes_on_after_a_cut_to_the_same_model(bench: Bench) -> None:

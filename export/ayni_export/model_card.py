@@ -10,7 +10,7 @@ FEW_IMAGES = 100  # below, a figure is called rough
 def model_card(info: BundleInfo) -> str:
     """The text of docs/model_card.md; every figure stands beside the number of images behind it."""
     how = (
-        f"{info.rounds} rounds of federated training; no image left any site"
+        f"{info.rounds} rounds of federated training at this site; no image left any site"
         if info.kind == "federated"
         else "trained by this site alone, without the federation"
     )
@@ -40,12 +40,7 @@ It tells {_one_of(info.classes)} apart on images of {size}, and nothing else. It
 
 ## Validation
 
-On {info.validation.num_images} held-out images of this site, which were also used to choose and to calibrate the model:
-
-- area under the ROC curve {info.validation.auc:.3f}
-- balanced accuracy {info.validation.balanced_accuracy:.3f}
-
-{_caution(info)}
+{_validation(info)}
 
 ## Limits
 
@@ -87,7 +82,15 @@ def _counts(info: BundleInfo) -> str:
     return "\n".join(f"| {name} | {num_train} | {num_holdout} |" for name, num_train, num_holdout in rows)
 
 
-def _caution(info: BundleInfo) -> str:
-    if info.validation.num_images < FEW_IMAGES:
-        return f"**With {info.validation.num_images} images these figures are rough.**"
-    return "They describe this site's patients, not those of another."
+def _validation(info: BundleInfo) -> str:
+    scores = info.validation
+    if not scores.num_images:
+        return "**Not measured: the site had too few images to hold any out.**"
+    rough = f"**With {scores.num_images} images these figures are rough.**"
+    caution = rough if scores.num_images < FEW_IMAGES else "They describe this site's patients, not those of another."
+    return f"""On {scores.num_images} held-out images of this site, which also served to choose and to calibrate the model:
+
+- area under the ROC curve {scores.auc:.3f}
+- balanced accuracy {scores.balanced_accuracy:.3f}
+
+{caution}"""

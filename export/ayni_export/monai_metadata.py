@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import ayni
+from ayni.trained_model import Scores
 from ayni_export.bundle import BundleInfo
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -15,7 +16,7 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
     return {
         "schema": SCHEMA,
         "version": info.version,
-        "changelog": {info.version: f"{info.kind} model after {info.rounds} rounds, {info.created}"},
+        "changelog": {info.version: f"{info.kind} model after {info.rounds} rounds at {info.site}, {info.created}"},
         "monai_version": versions["monai"],
         "pytorch_version": versions["pytorch"],
         "numpy_version": versions["numpy"],
@@ -30,12 +31,17 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
         "image_classes": f"{info.image.channels} channel(s), 0 to 255",
         "label_classes": ", ".join(info.classes),
         "pred_classes": ", ".join(info.classes),
-        "eval_metrics": {"auc": info.validation.auc, "balanced_accuracy": info.validation.balanced_accuracy},
+        "eval_metrics": _eval_metrics(info.validation),
         "intended_use": info.intended_use,
         "references": [],
         "network_data_format": {"inputs": _inputs(info), "outputs": _outputs(info)},
         "ayni": info,
     }
+
+
+def _eval_metrics(scores: Scores) -> dict[str, float]:
+    """Empty if no image could be held out."""
+    return {"auc": scores.auc, "balanced_accuracy": scores.balanced_accuracy} if scores.num_images else {}
 
 
 def _inputs(info: BundleInfo) -> dict[str, object]:

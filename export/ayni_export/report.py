@@ -10,6 +10,7 @@ from importlib.resources import files
 import msgspec
 
 import ayni
+from ayni.trained_model import Scores
 from ayni_export.bundle import Bundle
 from ayni_export.diagnose import Diagnosis, FileError, confidence_sentence, in_words
 from ayni_export.heat_map import data_uri, enlarged, heat, legend_colours, overlay
@@ -246,8 +247,7 @@ def _model_section(bundle: Bundle, report: Report) -> str:
         "Made by": f"{model.site} ({model.role}), {_how(model.kind, info.rounds)}",
         "Signed by": _signed_by(model),
         "Trained on": f"{sum(info.num_train_per_class.values())} images at this site",
-        "Checked on": f"{info.validation.num_images} held-out images of this site: area under the ROC curve "
-        f"{info.validation.auc:.2f}, balanced accuracy {info.validation.balanced_accuracy:.2f}",
+        "Checked on": _checked_on(info.validation),
         "Heat map": "occlusion: a grey patch, a quarter of the image wide and high, hides one place after the other, "
         "and the model answers again. The colour tells how far the odds of the finding then fall. The strongest place "
         "of each image has the full colour, if hiding it at least halves the odds",
@@ -255,6 +255,13 @@ def _model_section(bundle: Bundle, report: Report) -> str:
     }
     rows = "\n".join(f"<dt>{name}</dt><dd>{escape(printable(text))}</dd>" for name, text in facts.items())
     return f"<section>\n<h2>About the model</h2>\n<dl>\n{rows}\n</dl>\n</section>"
+
+
+def _checked_on(scores: Scores) -> str:
+    if not scores.num_images:
+        return "no image: the site had too few to hold any out"
+    figures = f"area under the ROC curve {scores.auc:.2f}, balanced accuracy {scores.balanced_accuracy:.2f}"
+    return f"{scores.num_images} held-out images of this site: {figures}"
 
 
 def _signed_by(model: ReportedModel) -> str:
@@ -269,7 +276,7 @@ def _signed_by(model: ReportedModel) -> str:
 
 
 def _how(kind: str, rounds: int) -> str:
-    return f"after {rounds} federated rounds" if kind == "federated" else "trained alone"
+    return f"after {rounds} federated rounds at this site" if kind == "federated" else "trained alone"
 
 
 def _tally(report: Report) -> str:

@@ -42,8 +42,8 @@ class TrainedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_train_per_class: dict[str, int]
     num_holdout_per_class: dict[str, int]
     validation: Scores  # on the held-out part of the site's own data
-    rounds: int
-    steps: int  # optimiser steps in all
+    rounds: int  # federated ones that this site trained
+    steps: int  # optimiser steps at this site in all
     chosen: str  # which candidate the held-out images chose, in words
     created: str  # ISO 8601, UTC
 

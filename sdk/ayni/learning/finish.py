@@ -42,7 +42,7 @@ def finish_training(job: FinishTraining) -> Done:
         if job.global_model:
             shape_of = seeded_network(task.networks.small, task, task.seed)
             weights = load_global(job.global_model, job.global_digest, shape_of)
-            candidates.append(Candidate("the global model", weights))
+            candidates.append(Candidate(f"the global model of round {job.rounds}", weights))
         if state:
             candidates.append(Candidate("this site's last small network", _floats(under(state.tensors, "small"))))
     if not candidates:
@@ -54,8 +54,8 @@ def finish_training(job: FinishTraining) -> Done:
         context,
         task,
         kind="federated",
-        rounds=job.rounds,
-        steps=num_steps_of(task, context),
+        rounds=state.info.rounds_trained if state else 0,
+        steps=state.info.steps_trained if state else 0,
     )
     return Done(num_examples=len(own.train_labels_N), peak_rss_mb=peak_rss_mb(), scores={"federated": validation})
 
@@ -65,7 +65,7 @@ def _floats(tensors: dict[str, Array]) -> dict[str, Floats]:
 
 
 def num_steps_of(task: Task, context: SiteContext) -> int:
-    """Optimiser steps of the network that diagnoses in a whole federation; a clinic takes public ones between."""
+    """Optimiser steps that a whole federation would give the network that diagnoses; a clinic's public ones count."""
     steps = task.training.rounds * task.training.steps_per_round
     helped = task.guidance.source != "none" and task.fedhelp.guidance_weight > 0
     consensus = task.fedhelp.consensus_weight > 0 or context.participation == "distill"

@@ -30,6 +30,8 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     train_s: float = 0.0
+    rounds_trained: int = 0  # by this site, with this round: it may have joined late or missed some
+    steps_trained: int = 0  # optimiser steps in those rounds of the network that diagnoses here
 
 
 @dataclass(frozen=True, slots=True)

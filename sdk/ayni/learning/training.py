@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -66,7 +67,7 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
     if before is None and job.round_number == 1:
         _add_point(folder, learner, own, _normaliser(own, public), 0, start_auc, {})
 
-    info = _train(job, learner, own, public, folder, tell)
+    info = _counted(_train(job, learner, own, public, folder, tell), before)
     if weights is None:
         residual: dict[str, Floats] = {}
     else:
@@ -137,6 +138,13 @@ def _train(
         what=f"round {job.round_number}",
         tell=tell,
     )
+
+
+def _counted(info: StateInfo, before: State | None) -> StateInfo:
+    """With what this site has trained in all; a clinic with public targets takes two optimiser steps per step."""
+    rounds, steps = (before.info.rounds_trained, before.info.steps_trained) if before else (0, 0)
+    steps += info.step * (2 if "public" in info.loss_sums else 1)
+    return msgspec.structs.replace(info, rounds_trained=rounds + 1, steps_trained=steps)
 
 
 def _job_name(job: TrainRound, own: OwnImages) -> str:
