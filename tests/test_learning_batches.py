@@ -10,7 +10,7 @@ import torch
 
 from ayni.learning.batches import Normaliser, augment, batch_indices
 from ayni.learning.learners import learning_rate_at
-from ayni.learning.models import auc_standard_error
+from ayni.learning.models import auc_error_of
 from ayni.learning.scores import calibration_temperature, score
 from ayni.learning.site_data import held_out
 from ayni.task import TrainingSettings
@@ -93,4 +93,4 @@ def test_calibration_says_nothing_when_there_is_nothing_to_say() -> None:
 
 def test_few_images_make_an_area_uncertain() -> None:
     few, many = torch.tensor([0, 1] * 5), torch.tensor([0, 1] * 500)
-    assert auc_standard_error(0.9, few) > 5 * auc_standard_error(0.9, many)
+    assert auc_error_of(0.9, few) > 5 * auc_error_of(0.9, many)

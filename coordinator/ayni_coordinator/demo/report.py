@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ayni.artefacts.files import write_atomic
+from ayni.auc_error import auc_standard_error
 from ayni_coordinator.demo import sections, wording
 from ayni_coordinator.demo.markup import Html, join, tag
 from ayni_coordinator.demo.results import DemoResults, ReportExtras, fedavg_bytes, write_results
@@ -124,7 +125,8 @@ def _how_to_read(results: DemoResults, extras: ReportExtras) -> Html:
 def _limits(results: DemoResults, extras: ReportExtras) -> Iterable[str]:
     if len(extras.num_test_per_class) == 2:
         auc = wording.mean([site.federated.auc for site in results.sites])
-        error = wording.standard_error(auc, list(extras.num_test_per_class.values()))
+        num_healthy, num_ill = extras.num_test_per_class.values()
+        error = auc_standard_error(auc, num_positive=num_ill, num_negative=num_healthy)
         yield (
             f"With {wording.of_classes(extras.num_test_per_class)} test images, an AUC of {auc:.2f} has a standard "
             f"error of about {error:.3f} (Hanley and McNeil 1982)."

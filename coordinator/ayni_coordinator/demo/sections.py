@@ -219,7 +219,7 @@ def some_diagnoses(extras: ReportExtras) -> Html:
         tag(
             "p",
             "Test images, put to models that sites exported and ran without the training software. The heat map shows "
-            "where the network found evidence for its answer; it does not show why.",
+            "where hiding a part lowers the answer most; it does not show why.",
         ),
         tag("div", *(_sample(sample) for sample in extras.samples), class_="samples"),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from ayni_coordinator.demo.results import DemoResults, SiteResult
@@ -65,18 +64,6 @@ def verdict(difference: float) -> str:
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def standard_error(auc: float, num_images: Sequence[int]) -> float:
-    """Of an AUC on so many healthy and so many ill (Hanley and McNeil 1982, Radiology 143:29-36).
-
-    >>> round(standard_error(0.95, [234, 390]), 4)
-    0.0083
-    """
-    num_healthy, num_ill = num_images
-    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
-    spread = auc * (1 - auc) + (num_ill - 1) * (q1 - auc * auc) + (num_healthy - 1) * (q2 - auc * auc)
-    return math.sqrt(max(spread, 0.0) / (num_healthy * num_ill))
 
 
 def headline(results: DemoResults) -> str:

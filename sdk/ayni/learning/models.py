@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ayni.artefacts.files import write_atomic
+from ayni.auc_error import auc_standard_error
 from ayni.data.read import load_images
 from ayni.jobs import Done, Evaluate, SiteContext
 from ayni.learning.batches import Normaliser, as_tensor
@@ -106,17 +106,16 @@ def choose_and_store(
 
 
 def _best(figures: list[Scores], labels_M: Tensor) -> int:
-    """The first candidate, unless another beats it by more than the standard error of an AUC (Hanley & McNeil 1982)."""
+    """The first candidate, unless another beats it by more than one standard error."""
     best = int(np.argmax([figure.auc for figure in figures]))
-    margin = auc_standard_error(figures[0].auc, labels_M)
+    margin = auc_error_of(figures[0].auc, labels_M)
     return best if figures[best].auc > figures[0].auc + margin else 0
 
 
-def auc_standard_error(auc: float, labels_M: Tensor) -> float:
-    """Hanley & McNeil 1982, formula 1, for the rarest class against the rest.
+def auc_error_of(auc: float, labels_M: Tensor) -> float:
+    """The standard error of an AUC for the rarest class against the rest.
 
-    >>> import torch
-    >>> round(auc_standard_error(0.9, torch.tensor([1] * 50 + [0] * 50)), 4)
+    >>> round(auc_error_of(0.9, torch.tensor([1] * 50 + [0] * 50)), 4)
     0.0321
     """
     counts = np.bincount(labels_M.numpy())
@@ -124,9 +123,7 @@ def auc_standard_error(auc: float, labels_M: Tensor) -> float:
     num_negative = len(labels_M) - num_positive
     if num_negative == 0:
         return 0.5
-    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    spread = auc * (1 - auc) + (num_positive - 1) * (q1 - auc**2) + (num_negative - 1) * (q2 - auc**2)
-    return math.sqrt(max(0.0, spread) / (num_positive * num_negative))
+    return auc_standard_error(auc, num_positive=num_positive, num_negative=num_negative)
 
 
 def read_weights(folder: Path) -> dict[str, Floats]:

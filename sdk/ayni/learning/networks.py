@@ -20,7 +20,7 @@ LARGEST_NUM_GROUPS = 8
 
 
 class Network(nn.Module):
-    """`head` of the mean over h x w of `extractor`: a class activation map is then exact."""
+    """`head` of the mean over h x w of `extractor`."""
 
     def __init__(self, extractor: nn.Sequential, num_features: int, num_classes: int) -> None:
         super().__init__()
