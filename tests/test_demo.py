@@ -22,7 +22,7 @@ def ayni(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
-    done = ayni("demo", "--out", folder, "--rounds", "1", "--seed", "3")
+    done = ayni("demo", "--out", folder, "--seed", "3", "--set", "training.rounds=1")
     assert done.returncode == 0, done.stderr
     return folder
 

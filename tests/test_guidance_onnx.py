@@ -20,6 +20,7 @@ from ayni.errors import UserError
 from ayni.task import GuidanceSettings, read_task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import decode_targets
+from ayni_coordinator.demo.split import TASK_FILE
 from ayni_coordinator.guidance import guide
 from ayni_coordinator.guidance.efficientnet_lite0 import WEIGHTS_SHA256, convert_lite0
 from ayni_coordinator.guidance.onnx_model import OnnxModel, open_onnx
@@ -165,7 +166,7 @@ def test_the_converted_model_holds_no_path_of_the_machine_that_made_it(lite0_hom
 
 
 def test_guidance_of_the_example_task_keeps_the_classes_used_most(lite0_home: Path) -> None:
-    task = read_task(ROOT / "examples" / "pneumonia" / "task.toml")
+    task = read_task(TASK_FILE)
     pixels = xrays(5)
     images = ImageSet(ImageSetInfo(name="public", licence="CC-BY-4.0", shape=pixels.shape), pixels)
     steps: list[tuple[int, int]] = []
@@ -177,10 +178,9 @@ def test_guidance_of_the_example_task_keeps_the_classes_used_most(lite0_home: Pa
 
 
 def test_the_example_task_shows_every_setting() -> None:
-    path = ROOT / "examples" / "pneumonia" / "task.toml"
-    task = read_task(path)
-    assert task.public_set == str(path.parent / "public.npz")
-    assert setting_names(tomllib.loads(path.read_text())) == setting_names(msgspec.to_builtins(task))
+    task = read_task(TASK_FILE)
+    assert task.public_set == str(TASK_FILE.parent / "public.npz")
+    assert setting_names(tomllib.loads(TASK_FILE.read_text())) == setting_names(msgspec.to_builtins(task))
 
 
 def setting_names(settings: dict[str, Any], before: str = "") -> set[str]:

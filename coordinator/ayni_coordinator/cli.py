@@ -8,6 +8,12 @@ from typing import Annotated
 import typer
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's own folder.", metavar="HOME")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="A setting in place of the task's, like training.rounds=5; repeatable."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 coordinator_app = typer.Typer(help="Run a federation: set up, invite, serve, look, intervene.", no_args_is_help=True)
@@ -21,31 +27,44 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
+@coordinator_app.command("example")
+def example(
+    folder: Annotated[Path, typer.Argument(help="The folder to make.", metavar="FOLDER")],
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="How the images are dealt out.")] = 0,
+) -> None:
+    """A federation to try by hand: task.toml with every setting explained, and X-rays for six sites.
+
+    Example: ayni coordinator example pneumonia
+    """
+    from ayni_coordinator.demo.split import write_example
+
+    write_example(folder, seed=seed)
+    typer.echo(f"Next: ayni coordinator init centre --task {folder / 'task.toml'}")
+
+
 @coordinator_app.command("init")
 def init(
     home: Home,
-    task: Annotated[Path, typer.Option(help="The task as TOML; see examples/pneumonia/task.toml.")],
+    task: Annotated[Path, typer.Option(help="The task as TOML; `ayni coordinator example` writes one.")],
     endpoint: Annotated[str, typer.Option(help="The address that sites dial.")] = "tcp://127.0.0.1:7700",
-    bind: Annotated[str, typer.Option(help="Where to listen, if that differs: tcp://0.0.0.0:7700")] = "",
+    bind: Annotated[str, typer.Option(help="Where to listen; all addresses at the endpoint's port by default.")] = "",
     database: Annotated[str, typer.Option(help="SQLAlchemy URL; SQLite in HOME by default.")] = "",
     store: Annotated[str, typer.Option(help="Folder or fsspec URL for artefacts; HOME/store by default.")] = "",
-    public_set: Annotated[Path | None, typer.Option(help="In place of the task's public set.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="In place of the task's seed.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, max=10_000, help="In place of the task's rounds.")] = None,
+    changes: Changes = None,
 ) -> None:
     """Set up a federation: keys, first weights, public set, and the foundation model's one-time answers.
 
-    Example: ayni coordinator init centre --task examples/pneumonia/task.toml --endpoint tcp://ayni.example.org:7700
+    Example: ayni coordinator init centre --task pneumonia/task.toml --endpoint tcp://ayni.example.org:7700
     """
     from ayni.keys import fingerprint
-    from ayni.task import changed, read_task
+    from ayni.task import read_task
     from ayni.terminal import TerminalWatcher
     from ayni_coordinator.home import create_home
 
-    agreed = changed(read_task(task), public_set=public_set, seed=seed, rounds=rounds)
+    agreed = read_task(task, changes or ())
     with TerminalWatcher() as watcher:
         watcher.progress("making keys, first weights and the public set", 0, 1)
-        made = create_home(home, agreed, endpoint=endpoint, bind=bind or endpoint, database=database, store=store)
+        made = create_home(home, agreed, endpoint=endpoint, bind=bind, database=database, store=store)
     typer.echo(f"The federation {made.task.name!r} stands in {home}.")
     typer.echo(f"Its signature has the fingerprint {fingerprint(made.keys.signing_public)}.")
     guide(home)
@@ -237,22 +256,12 @@ def publish(
 def demo(
     out: Annotated[Path, typer.Option(help="Where report.html, results.json and all folders go.")],
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The same seed gives the same figures.")] = 0,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="Fewer rounds than the task says, for a quick look.")
-    ] = None,
-    task: Annotated[
-        Path | None, typer.Option(help="A changed copy of examples/pneumonia/task.toml, to compare.")
-    ] = None,
+    changes: Changes = None,
 ) -> None:
     """The whole story on chest X-rays, on this machine: a coordinator, two hospitals and four clinics as processes.
 
     Example: ayni demo --out out/demo
     """
-    from ayni.errors import MissingExtraError
+    from ayni_coordinator.demo.run import run_demo
 
-    try:
-        from ayni_coordinator.demo.run import TASK_FILE, run_demo
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("The demo", "all") from error
-
-    run_demo(out, task or TASK_FILE, seed=seed, rounds=rounds)
+    run_demo(out, seed=seed, changes=changes or [])

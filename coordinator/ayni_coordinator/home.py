@@ -83,7 +83,7 @@ def create_home(
         raise UserError(
             f"{folder} is not empty. Choose another folder, or go on there with `ayni coordinator guide {folder}`."
         )
-    defaults = Config(endpoint=endpoint, bind=bind)
+    defaults = Config(endpoint=endpoint, bind=bind or _default_bind(endpoint))
     config = msgspec.structs.replace(defaults, database=database or defaults.database, store=store or defaults.store)
     public_set = load_public_set(Path(task.public_set), task) if task.public_set else None
     aside = folder.with_name(f".{folder.name}.new")
@@ -103,6 +103,18 @@ def create_home(
     return CoordinatorHome.open(folder)
 
 
+def _default_bind(endpoint: str) -> str:
+    """Where to listen so that sites reach `endpoint`: loopback stays loopback, a name or address means every interface.
+
+    >>> _default_bind("tcp://ayni.example.org:7700"), _default_bind("tcp://localhost:7700")
+    ('tcp://0.0.0.0:7700', 'tcp://127.0.0.1:7700')
+    """
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if host.startswith("127.") or host == "[::1]":
+        return endpoint
+    return f"tcp://{'127.0.0.1' if host == 'localhost' else '[::]' if '[' in host else '0.0.0.0'}:{port}"
+
+
 def _fill(home: CoordinatorHome, public_set: ImageSet | None, now_s: float) -> None:
     """Round 0: the task, the public set and the first weights, signed and listed."""
     from ayni.learning.networks import initial_weights  # torch: only here, never while serving
@@ -115,7 +127,11 @@ def _fill(home: CoordinatorHome, public_set: ImageSet | None, now_s: float) -> N
     with transaction(home.engine) as session:
         if session.get(RoundRow, 0):
             raise UserError("this database holds a federation already. Name another database.")
-        add_artefact(home, session, "task", "task", 0, home.task.to_json())
+        if not home.store.is_empty():
+            raise UserError(
+                "the artefact store is not empty. Name a folder of its own for it: what is old there is swept."
+            )
+        add_artefact(home, session, "task", "task", 0, home.task.for_sites().to_json())
         if public_set:
             add_artefact(home, session, "public-set", public_set.info.name, 0, encode_image_set(public_set))
         first = encode_whole(weights, "fp32" if task.traffic.form == "fp32" else "fp16")

@@ -5,8 +5,10 @@ The coordinator reads it from a TOML file, and every site gets the same bytes as
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -123,7 +125,7 @@ class GuidanceSettings(_Settings, frozen=True, kw_only=True):
 
 
 class Task(_Settings, frozen=True, kw_only=True):
-    """One task of one federation. `public_set` is a path at the coordinator (folder or .npz), never sent."""
+    """One task of one federation. `public_set` and `guidance.model` are the coordinator's; sites get them blank."""
 
     name: Name
     title: str
@@ -143,6 +145,11 @@ class Task(_Settings, frozen=True, kw_only=True):
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
 
+    def for_sites(self) -> Task:
+        """Without the coordinator's own paths and addresses."""
+        guidance = msgspec.structs.replace(self.guidance, model="")
+        return msgspec.structs.replace(self, public_set="", guidance=guidance)
+
     @classmethod
     def from_json(cls, data: bytes) -> Task:
         """Raises UserError, and nothing else, whatever the bytes."""
@@ -152,29 +159,57 @@ class Task(_Settings, frozen=True, kw_only=True):
             raise UserError(f"this is not a task of this version of Ayni: {error}") from None
 
 
-def read_task(path: Path) -> Task:
-    """Read a task from a TOML file; relative paths (`public_set`, an ONNX `guidance.model`) start at its folder."""
+def read_task(path: Path, changes: Sequence[str] = ()) -> Task:
+    """Read a task from a TOML file; relative paths (`public_set`, an ONNX `guidance.model`) start at its folder.
+
+    `changes` are settings in place of the file's, each like "traffic.form=fp32". Raises UserError.
+    """
     try:
-        task = msgspec.toml.decode(path.read_bytes(), type=Task)
+        settings = tomllib.loads(path.read_text())
+        for change in changes:
+            _set(settings, change)
+        task = msgspec.convert(settings, Task)
     except FileNotFoundError:
-        raise UserError(f"there is no task file {path}. Start from examples/pneumonia/task.toml.") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: {error}. See examples/pneumonia/task.toml for every setting.") from None
-    if task.public_set and not Path(task.public_set).is_absolute():
-        task = msgspec.structs.replace(task, public_set=str((path.parent / task.public_set).resolve()))
+        raise UserError(
+            f"there is no task file {path}. `ayni coordinator example FOLDER` writes one to start from."
+        ) from None
+    except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise UserError(
+            f"{path}: {error}. `ayni coordinator example FOLDER` writes a file with every setting."
+        ) from None
+    _check_sense(task, path)
     guidance = task.guidance
     if guidance.source == "onnx" and guidance.model:
         model = str((path.parent / guidance.model).resolve())  # an absolute path stays as it is
         task = msgspec.structs.replace(task, guidance=msgspec.structs.replace(guidance, model=model))
+    if task.public_set:
+        task = msgspec.structs.replace(task, public_set=str((path.parent / task.public_set).resolve()))
     return task
 
 
-def changed(task: Task, *, public_set: Path | None = None, seed: int | None = None, rounds: int | None = None) -> Task:
-    """The task with what is not None in place of its own."""
-    if public_set is not None:
-        task = msgspec.structs.replace(task, public_set=str(public_set.resolve()))
-    if seed is not None:
-        task = msgspec.structs.replace(task, seed=seed)
-    if rounds is not None:
-        task = msgspec.structs.replace(task, training=msgspec.structs.replace(task.training, rounds=rounds))
-    return task
+def _set(settings: dict[str, Any], change: str) -> None:
+    name, equals, text = change.partition("=")
+    if not equals:
+        raise UserError(f"{change!r} changes no setting; it looks like training.rounds=5.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a word without quotes
+    *sections, last = name.strip().split(".")
+    for section in sections:
+        inner = settings.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"{change!r}: {section!r} has no settings of its own.")
+        settings = inner
+    settings[last] = value
+
+
+def _check_sense(task: Task, path: Path) -> None:
+    """What the types do not tell: settings that would stop a federation after it has begun."""
+    if task.fedhelp.ranking_top_k >= len(task.classes):
+        raise UserError(
+            f"{path}: fedhelp.ranking_top_k is {task.fedhelp.ranking_top_k}; it must be below {len(task.classes)}, "
+            "the number of classes."
+        )
+    if task.guidance.source != "none" and not task.public_set:
+        raise UserError(f"{path}: guidance needs a public_set: the foundation model sees nothing else.")

@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from PIL import Image
 from ayni.data.images import Pixels
 from ayni.errors import UserError
 from ayni.learning.state import read_history
-from ayni.task import Task, changed, read_task
+from ayni.task import Task, read_task
 from ayni.tensors import safe
 from ayni.tensors.targets import decode_targets
 from ayni.terminal import TerminalWatcher
@@ -28,7 +29,7 @@ from ayni_coordinator.database import transaction
 from ayni_coordinator.demo.processes import Processes
 from ayni_coordinator.demo.report import write_report
 from ayni_coordinator.demo.results import Curve, DemoResults, Metrics, ReportExtras, Sample, SiteResult, Step
-from ayni_coordinator.demo.split import DATA_CREDIT, SHARES, DemoData, deal_out
+from ayni_coordinator.demo.split import DATA_CREDIT, SHARES, TASK_FILE, DemoData, deal_out
 from ayni_coordinator.federation import current_round
 from ayni_coordinator.guidance.answers import AnswerStore
 from ayni_coordinator.guidance.ask import ANSWERS_FILE
@@ -38,20 +39,22 @@ from ayni_export.bundle import read_bundle
 from ayni_export.diagnose import Diagnosis, diagnose
 from ayni_export.heat_map import enlarged, heat, overlay
 
-TASK_FILE = Path(__file__).with_name("task.toml")
 MARKER_FILE = ".ayni-demo"  # so that a second run may replace the first, and nothing else
+# Nobody is left behind, so that the same seed gives the same figures whatever else the machine is doing.
+EVERY_SITE = (f"round.wait_for_sites={len(SHARES)}", f"round.quorum={len(SHARES)}", "round.deadline_s=600")
 DIAGNOSING_SITE = "clinic-d"  # the smallest: it has the most to gain
 
 
-def run_demo(out: Path, task_file: Path, *, seed: int, rounds: int | None) -> None:
+def run_demo(out: Path, *, seed: int, changes: Sequence[str]) -> None:
     """Writes report.html, results.json, details.json and every party's folder below `out`."""
     out = out.resolve()
-    task = changed(read_task(task_file), seed=seed, rounds=rounds)
+    changes = [*EVERY_SITE, f"seed={seed}", *changes]
+    task = read_task(TASK_FILE, changes)
     _make_room(out)
     with ExitStack() as stack:
         watcher = stack.enter_context(TerminalWatcher())
         processes = stack.enter_context(Processes(out / "logs"))
-        demo = _Demo(out, task_file, task, processes, watcher)
+        demo = _Demo(out, task, changes, processes, watcher)
         demo.tell_story()
     told = f"{out / 'report.html'} is the page to read, {out / 'results.json'} has the figures."
     print(f"Done in {demo.wall_s:.0f} s. {told}")
@@ -69,14 +72,11 @@ def _make_room(out: Path) -> None:
 class _Demo:
     """The story in order; each part is timed and told."""
 
-    def __init__(self, out: Path, task_file: Path, task: Task, processes: Processes, watcher: TerminalWatcher) -> None:
-        self._out, self._task_file, self._task, self._processes, self._watcher = (
-            out,
-            task_file,
-            task,
-            processes,
-            watcher,
-        )
+    def __init__(
+        self, out: Path, task: Task, changes: Sequence[str], processes: Processes, watcher: TerminalWatcher
+    ) -> None:
+        self._out, self._task, self._changes = out, task, changes
+        self._processes, self._watcher = processes, watcher
         self._started_s = time.monotonic()
         self._steps: list[Step] = []
         self._centre, self._sites = out / "centre", out / "sites"
@@ -113,10 +113,10 @@ class _Demo:
         with socket.socket() as free:  # a port that nobody else has at this moment
             free.bind(("127.0.0.1", 0))
             endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-        self._processes.run(
-            "coordinator-init", "coordinator", "init", self._centre, "--task", self._task_file, "--endpoint", endpoint,
-            "--seed", str(self._task.seed), "--rounds", str(self._task.training.rounds), "--public-set", data.public,
-        )  # fmt: skip
+        settings: list[str | Path] = ["--task", TASK_FILE, "--endpoint", endpoint, "--set", f"public_set={data.public}"]
+        for change in self._changes:
+            settings += ["--set", change]
+        self._processes.run("coordinator-init", "coordinator", "init", self._centre, *settings)
         self._processes.start("coordinator", "coordinator", "serve", self._centre)
         told = f"a coordinator stands; the foundation model answered once on {data.num_public} public images"
         self._step("Set up", told, started_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ayni.errors import IntegrityError
-from ayni.task import Role
+from ayni.errors import IntegrityError, UserError
+from ayni.task import Role, read_task
 
 DATA_FILE = Path(__file__).with_name("pneumoniamnist.npz")
+TASK_FILE = Path(__file__).with_name("task.toml")
+LICENCE_FILE = Path(__file__).with_name("DATA_LICENSE.md")
 DATA_SHA256 = "e1792d3f03751cb101e99f19a63b3c1941436c988665f47853417b05be250cd8"
 DATA_CREDIT = (
     "PneumoniaMNIST (MedMNIST v2, Yang et al. 2023, CC BY 4.0), from Kermany et al. 2018: chest X-rays of children, "
@@ -50,6 +53,15 @@ class DemoData:
     num_public: int
     num_test_per_class: dict[str, int]
     samples: list[SampleImage]
+
+
+def write_example(folder: Path, *, seed: int) -> None:
+    """The demo's task and data in a new folder, to start from. Raises UserError if the folder is there."""
+    if folder.exists():
+        raise UserError(f"{folder} is there already. Choose another name.")
+    deal_out(folder, seed=seed, classes=read_task(TASK_FILE).classes)
+    shutil.copyfile(TASK_FILE, folder / TASK_FILE.name)
+    shutil.copyfile(LICENCE_FILE, folder / LICENCE_FILE.name)
 
 
 def deal_out(folder: Path, *, seed: int, classes: tuple[str, ...]) -> DemoData:

@@ -1,0 +1,38 @@
+"""The task as a file: settings are closed, can be changed one by one, and sites get no place of the coordinator."""
+
+from __future__ import annotations
+
+import pytest
+
+from ayni.errors import UserError
+from ayni.task import read_task
+from ayni_coordinator.demo.split import TASK_FILE
+
+
+def test_a_setting_is_changed_by_its_name_and_a_word_needs_no_quotes() -> None:
+    task = read_task(TASK_FILE, ["traffic.form=fp32", "training.rounds=3", 'title="A b"', "image.resize=true"])
+    assert (task.traffic.form, task.training.rounds, task.title, task.image.resize) == ("fp32", 3, "A b", True)
+    assert read_task(TASK_FILE).training.rounds == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("training.rouns=3", "rouns"),
+        ("training.rounds=many", "rounds"),
+        ("training.rounds", "looks like"),
+        ("title.rounds=3", "no settings of its own"),
+        ("fedhelp.ranking_top_k=2", "below 2"),
+        ('public_set=""', "needs a public_set"),
+    ],
+)
+def test_a_change_that_cannot_be_says_why(change: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_task(TASK_FILE, [change])
+
+
+def test_what_sites_get_names_no_path_and_no_address_of_the_coordinator() -> None:
+    changes = ["public_set=/data/secret.npz", "guidance.source=http", "guidance.model=https://inside.example.org"]
+    sent = read_task(TASK_FILE, changes).for_sites()
+    assert b"secret" not in sent.to_json()
+    assert b"inside" not in sent.to_json()
