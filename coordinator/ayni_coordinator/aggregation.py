@@ -119,14 +119,18 @@ def _one_ahead(hashes: Sequence[str], read: Read) -> Iterator[Bytes]:
 
 def _consensus(inputs: RoundInputs, task: Task, read: Read) -> bytes | None:
     """Mean of the hospitals' probabilities on the public set, as logits. None for fewer than the minimum cohort."""
-    answers = [decode_targets(read(answer.soft_labels)) for answer in inputs.sites if answer.soft_labels]
-    if len(answers) < task.round.min_cohort:
+    hashes = [answer.soft_labels for answer in inputs.sites if answer.soft_labels]
+    if len(hashes) < task.round.min_cohort:
         return None
-    probabilities_NC = np.mean([_softmax(answer.logits_NC) for answer in answers], axis=0)
+    first, *others = hashes
+    sum_NC = _softmax(decode_targets(read(first)).logits_NC)
+    for sha256 in others:
+        sum_NC += _softmax(decode_targets(read(sha256)).logits_NC)
+    probabilities_NC = sum_NC / len(hashes)
     info = TargetsInfo(
         source="consensus",
         image_set=inputs.image_set,
-        model_name=f"consensus of {len(answers)} hospitals",
+        model_name=f"consensus of {len(hashes)} hospitals",
         model_version=f"round {inputs.round_number}",
         licence="",
         classes=task.classes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ayni.errors import IntegrityError, UserError
 from ayni.tensors.safe import Bytes
 
 SWEPT = ".swept"
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class ArtefactStore:
@@ -51,6 +53,9 @@ class ArtefactStore:
         else:  # the store lies on another disk
             write_atomic(self._folder / sha256, path.read_bytes())
             path.unlink()
+
+    def is_empty(self) -> bool:
+        return not self._files.ls(self._root, detail=False)
 
     def has(self, sha256: str) -> bool:
         return bool(self._files.exists(self._at(sha256)))
@@ -92,7 +97,8 @@ class ArtefactStore:
         """
         kept, gone = set(keep), 0
         for path in map(str, self._files.ls(self._root, detail=False)):
-            if path.endswith(SWEPT) or path.rsplit("/", 1)[-1] in kept:
+            name = path.rsplit("/", 1)[-1]
+            if name in kept or not _NAME.fullmatch(name):  # what is not ours is not touched
                 continue
             if self._folder:
                 Path(path).rename(path + SWEPT)

@@ -187,8 +187,9 @@ def status(
     )
     counted = sum(outcome == "counted" for outcome in known.outcomes.values())
     late = sum(outcome == "late" for outcome in known.outcomes.values())
+    refused = sum(outcome == "refused" for outcome in known.outcomes.values())
     waiting = sum(not outcome for outcome in known.outcomes.values())
-    typer.echo(f"rounds: {counted} counted, {late} too late, {waiting} waiting to be sent")
+    typer.echo(f"rounds: {counted} counted, {late} too late, {refused} refused, {waiting} waiting to be sent")
     up, down = (sum(pair[side] for pair in known.traffic.values()) for side in (0, 1))
     typer.echo(f"traffic: {size_text(up)} up, {size_text(down)} down")
     for kind, model in known.models.items():

@@ -32,6 +32,10 @@ class IntegrityError(AyniError):
     """Bytes do not match their hash, signature or promised shape: they were not used."""
 
 
+class DamagedError(IntegrityError):
+    """Bytes were damaged on their way; what arrived was thrown away, and asking again may help."""
+
+
 class RefusedError(AyniError):
     """The coordinator answered, and said no. `code` is for programs."""
 

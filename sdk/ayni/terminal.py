@@ -13,7 +13,7 @@ EVERY_S = 10.0  # between progress lines where there is no terminal
 
 
 def print_json(value: Any) -> None:
-    """Bytes come out as hexadecimal text."""
+    """Bytes come out as base64 text."""
     data = msgspec.json.encode(value, enc_hook=str)
     sys.stdout.write(msgspec.json.format(data, indent=2).decode() + "\n")
 

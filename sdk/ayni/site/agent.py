@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ayni.artefacts.files import sha256_file
 from ayni.artefacts.manifest import Artefact, Manifest, verified_manifest
-from ayni.errors import LineError, PeerProtocolError, RefusedError, UserError
+from ayni.errors import DamagedError, LineError, NotAdmittedError, PeerProtocolError, RefusedError, UserError
 from ayni.jobs import FinishTraining, SiteContext, TrainRound
 from ayni.site.state import Answer, SiteSettings, SiteState
 from ayni.site.training_process import TrainingProcess
@@ -54,7 +54,7 @@ class Agent:
                     while (model := self._step(line, process)) is None:
                         attempt = 0
                     return model
-            except (LineError, RefusedError) as error:
+            except (LineError, DamagedError, RefusedError) as error:
                 if isinstance(error, RefusedError) and error.code not in PASSING_REFUSALS:
                     raise
                 attempt += 1
@@ -131,6 +131,21 @@ class Agent:
                 return upload(line, kind, path, lambda done, total: self._watcher.progress("sending", done, total))
             return bytes.fromhex(sha256_file(path)) if name else None
 
+        try:
+            outcome = self._submit(line, answer, send)
+        except (RefusedError, FileNotFoundError) as error:
+            if isinstance(error, NotAdmittedError) or getattr(error, "code", "") in PASSING_REFUSALS:
+                raise
+            outcome = "refused"  # it would be refused for ever: the next round must not wait for it
+            self._watcher.note(f"round {answer.round_number}: the answer is not used: {error}")
+        self._state.acknowledge(answer.round_number, outcome)
+        for name in (answer.update, answer.soft_labels):
+            if name:
+                (self._home / "outbox" / name).unlink(missing_ok=True)
+        if outcome == "late":
+            self._watcher.note(f"round {answer.round_number} had closed before this answer came; it is not used")
+
+    def _submit(self, line: Line, answer: Answer, send: Callable[[UploadKind, str], bytes | None]) -> str:
         reply, _ = line.ask(
             Submit(
                 round_number=answer.round_number,
@@ -143,12 +158,7 @@ class Agent:
         )
         if not isinstance(reply, Submitted):
             raise PeerProtocolError("the coordinator did not acknowledge the answer")
-        self._state.acknowledge(answer.round_number, reply.outcome)
-        for name in (answer.update, answer.soft_labels):
-            if name:
-                (self._home / "outbox" / name).unlink(missing_ok=True)
-        if reply.outcome == "late":
-            self._watcher.note(f"round {answer.round_number} had closed before this answer came; it is not used")
+        return reply.outcome
 
     def _finish(self, manifest: Manifest, process: TrainingProcess, rounds: int) -> TrainedModel:
         chain = manifest.model_chain() if self._settings.participation == "weights" else ()

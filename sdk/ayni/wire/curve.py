@@ -70,7 +70,10 @@ class CurveServer:
             self._router.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(f"cannot listen on {endpoint}: {error.strerror}. Is a coordinator running there?") from None
+            raise UserError(
+                f"cannot listen on {endpoint}: {error.strerror}. Does another program listen there, or is it no "
+                "address of this machine? `bind` in coordinator.toml says where to listen."
+            ) from None
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def serve(self, stop: Callable[[], bool], tick: Callable[[], None] = lambda: None, *, tick_s: float = 0.1) -> None:

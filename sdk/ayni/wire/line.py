@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ayni.artefacts.files import flush_folder
-from ayni.errors import IntegrityError, LineError, PeerProtocolError, RefusedError
+from ayni.errors import DamagedError, IntegrityError, LineError, PeerProtocolError, RefusedError
 from ayni.wire.connection import Connection, Dial
 from ayni.wire.curve import HANDSHAKE_BYTES_DOWN, HANDSHAKE_BYTES_UP, wire_bytes
 from ayni.wire.messages import (
@@ -181,7 +181,7 @@ def download(
         os.fsync(file.fileno())
     if hasher.digest() != sha256:
         part.unlink()
-        raise IntegrityError(f"artefact {sha256.hex()[:12]} arrived damaged and was thrown away. Try again.")
+        raise DamagedError(f"artefact {sha256.hex()[:12]} arrived damaged and was thrown away.")
     part.replace(path)
     flush_folder(path.parent)
 
@@ -209,11 +209,11 @@ def upload(line: Line, kind: UploadKind, path: Path, on_bytes: OnBytes = lambda 
                 size = min(2 * size, LARGEST_CHUNK_BYTES)
 
     stored = False
-    for asked, answer, _ in line.ask_many(chunks(), kind):
+    for _, answer, _ in line.ask_many(chunks(), kind):
         if not isinstance(answer, UploadIs):
             raise PeerProtocolError("the coordinator did not acknowledge a part")
         stored = answer.stored
-        on_bytes(min(asked.offset + CHUNK_BYTES, num_bytes), num_bytes)
+        on_bytes(min(answer.received_bytes, num_bytes), num_bytes)
     if not stored:
         raise LineError("the coordinator has not received the whole artefact; trying again will go on where it stopped")
     return sha256
