@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,23 @@ def test_what_is_not_a_bundle_is_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a bundle"):
             export_model(trained_home() / FEDERATED, tmp_path / name, signing_key=SiteKeys.load(trained_home()).signing)
     assert (tmp_path / "photos/family.txt").read_text() == (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_bundle_with_a_file_of_the_users_in_it_is_not_replaced(tmp_path: Path) -> None:
+    shutil.copytree(exported_bundle(), tmp_path / "bundle")
+    (tmp_path / "bundle/docs/notes.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"notes\.txt does not belong to the bundle"):
+        export_site(trained_home(), tmp_path / "bundle")
+    assert (tmp_path / "bundle/docs/notes.txt").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_a_kill_left_aside_is_taken_back_by_the_next_export(tmp_path: Path) -> None:
+    shutil.copytree(exported_bundle(), tmp_path / ".my[1].77.old")  # a name with what a pattern would take
+    with pytest.raises(UserError, match="ayni train"):
+        export_site(trained_home(), tmp_path / "my[1]", alone=True)  # there is no such model
+    assert [path.name for path in tmp_path.iterdir()] == ["my[1]"]
+    assert read_bundle(tmp_path / "my[1]").info == read_bundle(exported_bundle()).info
 
 
 def test_a_model_that_is_missing_or_damaged_makes_no_bundle(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ Further models (8 bits, say) will be further entries of `BundleInfo.models`.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -115,9 +116,20 @@ def read_bundle(folder: Path, *, signer: str | None = None) -> Bundle:
     return Bundle(info, files[info.models[0].path], signed_by)
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder may be replaced by a new bundle: it has what only a bundle has."""
-    return (folder / SIGNATURE_FILE).is_file() and (folder / METADATA_FILE).is_file()
+def check_replaceable(folder: Path) -> None:
+    """Raises UserError unless there is nothing in `folder` but the files of a bundle, by the names it signed."""
+    if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
+        return
+    if folder.is_symlink() or not (folder / SIGNATURE_FILE).is_file() or not (folder / METADATA_FILE).is_file():
+        raise UserError(f"{folder} exists and is not a bundle: it was left as it is. Choose another name.")
+    known = {*_read_signature(folder).files, SIGNATURE_FILE}
+    for path in sorted(folder.rglob("*")):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and path.relative_to(folder).as_posix() not in known:
+            raise UserError(
+                f"{path} does not belong to the bundle that is there, and replacing it would delete that file. "
+                "Move the file away, or choose another name."
+            )
 
 
 def _read_signature(folder: Path) -> Signature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from ayni_export.monai_metadata import monai_metadata
 from ayni_export.signature import Vouched, check_site, sign_files, verified_certificate
 
 OPSET = 20  # onnxruntime 1.17 and later
+OLD = ".old"  # ends the name of a bundle that stepped aside
 
 
 def export_site(home: Path, bundle: Path, *, alone: bool = False) -> BundleInfo:
@@ -59,11 +61,13 @@ def export_model(
     """Write the model in `model_folder` (HOME/models/federated, say) as a bundle, signed with the site's key.
 
     Without `vouched`, the bundle says that no coordinator vouches for the key. The whole bundle appears at once or
-    not at all; an older bundle of that name is replaced, anything else is left alone. Raises UserError if the model
-    or the place will not do, BundleError if the coordinator vouches for another key or site, and IntegrityError if
-    ONNX Runtime does not answer as torch does.
+    not at all; an older bundle of that name is replaced, anything else, also a file of yours in it, is left alone.
+    A kill at the very moment of replacing can leave the older one as `.NAME.PID.old` beside its place: the next
+    export takes it back. Raises UserError if the model or the place will not do, BundleError if the coordinator
+    vouches for another key or site, and IntegrityError if ONNX Runtime does not answer as torch does.
     """
-    _check_place(bundle)
+    _take_back(bundle)
+    parts.check_replaceable(bundle)
     model = TrainedModel.read(model_folder)
     if vouched is not None:
         _, certificate = verified_certificate(vouched, signing_key.public_key().public_bytes_raw())
@@ -132,21 +136,15 @@ def _pretty_json(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def _check_place(bundle: Path) -> None:
-    if not os.path.lexists(bundle) or (bundle.is_dir() and not any(bundle.iterdir())):
-        return
-    if bundle.is_symlink() or not bundle.is_dir() or not parts.is_bundle(bundle):
-        raise UserError(f"{bundle} exists and is not a bundle: it was left as it is. Choose another name.")
-
-
 def _write_at_once(bundle: Path, files: dict[str, bytes]) -> None:
     """Write beside the final place, then rename; an older bundle steps aside first and is then removed."""
     bundle = bundle.absolute()
     aside = bundle.with_name(f".{bundle.name}.{os.getpid()}.tmp")
-    old = bundle.with_name(f".{bundle.name}.{os.getpid()}.old")
+    old = bundle.with_name(f".{bundle.name}.{os.getpid()}{OLD}")
     try:
         for name, data in files.items():
             write_atomic(aside / name, data)
+        parts.check_replaceable(bundle)  # again: making the graph takes a while
         if bundle.is_dir() and any(bundle.iterdir()):
             bundle.replace(old)
         aside.replace(bundle)
@@ -158,3 +156,11 @@ def _write_at_once(bundle: Path, files: dict[str, bytes]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     flush_folder(bundle.parent)
+
+
+def _take_back(bundle: Path) -> None:
+    """A kill between the two renames left nothing under the name: the older bundle stands again."""
+    bundle = bundle.absolute()
+    for old in sorted(bundle.parent.glob(f".{glob.escape(bundle.name)}.*{OLD}")):
+        if not os.path.lexists(bundle):
+            old.replace(bundle)

@@ -88,7 +88,7 @@ def _validation(info: BundleInfo) -> str:
         return "**Not measured: the site had too few images to hold any out.**"
     rough = f"**With {scores.num_images} images these figures are rough.**"
     caution = rough if scores.num_images < FEW_IMAGES else "They describe this site's patients, not those of another."
-    return f"""On {scores.num_images} held-out images of this site, which also served to choose and to calibrate the model:
+    return f"""On {scores.num_images} held-out images of this site, which were also used to choose and calibrate it:
 
 - area under the ROC curve {scores.auc:.3f}
 - balanced accuracy {scores.balanced_accuracy:.3f}
