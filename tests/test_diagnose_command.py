@@ -115,9 +115,20 @@ def test_a_report_is_never_overwritten(tmp_path: Path) -> None:
     for _ in range(2):
         assert ayni("diagnose", exported_bundle(), "chest.png", cwd=tmp_path).returncode == 0
     assert sorted(path.name for path in tmp_path.glob("*report*")) == ["bundle-report", "bundle-report-2"]
-    done = ayni("diagnose", exported_bundle(), "chest.png", "--out", "bundle-report", cwd=tmp_path)
+    (tmp_path / "bundle-report-2/report.html").unlink()
+    for name in ("bundle-report", "bundle-report-2"):  # the second holds a report.json alone
+        done = ayni("diagnose", exported_bundle(), "chest.png", "--out", name, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "already holds" in done.stderr
+
+
+def test_no_report_goes_into_a_bundle(tmp_path: Path) -> None:
+    save_xray(tmp_path / "chest.png", 0)
+    shutil.copytree(exported_bundle(), tmp_path / "bundle")
+    done = ayni("diagnose", "bundle", "chest.png", "--out", "bundle/docs/../report", cwd=tmp_path)
     assert done.returncode == 2
-    assert "already holds" in done.stderr
+    assert "inside the bundle" in done.stderr
+    read_bundle(tmp_path / "bundle")  # as it was signed
 
 
 @pytest.mark.parametrize("fault", ["changed", "other signer", "missing"])

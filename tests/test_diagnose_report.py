@@ -38,9 +38,9 @@ def twelve_classes(least_confidence: float = 0.07) -> tuple[Bundle, Diagnosis]:
 
 
 def page_of(bundle: Bundle, answer: Diagnosis) -> str:
-    entries = [entry(bundle, answer, 1)]
-    report = make_report(bundle, entries, created="2025-11-22T10:11:12+00:00", device="cpu")
-    return report_html(bundle, report, entries)
+    made = entry(bundle, answer, 1)
+    report = make_report(bundle, [made.reported], created="2025-11-22T10:11:12+00:00", device="cpu")
+    return "".join(report_html(bundle, report, [made.section]))
 
 
 def test_names_from_a_task_are_text_and_never_markup() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ayni.errors import MissingExtraError, UserError
+from ayni.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from ayni_export.report import Report
@@ -91,20 +91,23 @@ def diagnose(
     try:
         from ayni_export import report
         from ayni_export.diagnose import answers
+        from ayni_export.report_folder import pieces_of, report_folder, sections_file, write_report
         from ayni_export.runtime import Session
     except ModuleNotFoundError as error:
         raise MissingExtraError("diagnosis", "deploy") from error
     opened = read_bundle(bundle, signer=signer)
-    folder = _report_folder(bundle, out)
+    folder = report_folder(bundle, out)
     session = Session(opened)
     each = answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in)
-    entries = [
-        report.entry(opened, answer, number)
-        for number, answer in enumerate(with_progress(each, len(images), "diagnosing"), start=1)
-    ]
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    made = report.make_report(opened, entries, created=created, device=session.device)
-    _write_report(folder, report.report_html(opened, made, entries), report.report_json(made))
+    reported = []
+    with sections_file(folder) as sections:
+        for number, answer in enumerate(with_progress(each, len(images), "diagnosing"), start=1):
+            entry = report.entry(opened, answer, number)
+            reported.append(entry.reported)
+            sections.write(entry.section)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        made = report.make_report(opened, reported, created=created, device=session.device)
+        write_report(folder, report.report_html(opened, made, pieces_of(sections)), report.report_json(made))
     if as_json:
         print_json(made)
     else:
@@ -126,30 +129,6 @@ def with_progress(items: Iterable[Item], num_items: int, what: str) -> Iterator[
             if watcher is not None:
                 watcher.progress(what, num_done, num_items)
             yield item
-
-
-def _report_folder(bundle: Path, out: Path | None) -> Path:
-    """Where the report goes. A report is a document: none is ever overwritten."""
-    if out is not None:
-        if (out.exists() and not out.is_dir()) or (out / "report.html").exists():
-            raise UserError(f"{out} already holds something else or a report. Choose another folder with --out.")
-        return out
-    name = f"{bundle.resolve().name}-report"
-    folder, number = Path(name), 1
-    while folder.exists():
-        number += 1
-        folder = Path(f"{name}-{number}")
-    return folder
-
-
-def _write_report(folder: Path, html: str, json: bytes) -> None:
-    from ayni.artefacts.files import write_atomic
-
-    try:
-        write_atomic(folder / "report.json", json)
-        write_atomic(folder / "report.html", html.encode())
-    except OSError as error:
-        raise UserError(f"the report cannot be written to {folder} ({error.strerror}). Choose another --out.") from None
 
 
 def _print_table(made: Report, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -91,7 +91,7 @@ def entry(bundle: Bundle, answer: Diagnosis | FileError, number: int) -> Entry:
     return Entry(reported, _section(bundle, answer, reported, number))
 
 
-def make_report(bundle: Bundle, entries: Sequence[Entry], *, created: str, device: str) -> Report:
+def make_report(bundle: Bundle, images: Sequence[ReportedImage], *, created: str, device: str) -> Report:
     """`created`: ISO 8601, UTC."""
     info = bundle.info
     model = ReportedModel(
@@ -109,19 +109,18 @@ def make_report(bundle: Bundle, entries: Sequence[Entry], *, created: str, devic
         compared=bundle.signer.compared,
         device=device,
     )
-    return Report(created=created, model=model, images=[one.reported for one in entries])
+    return Report(created=created, model=model, images=list(images))
 
 
 def report_json(report: Report) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
-def report_html(bundle: Bundle, report: Report, entries: Sequence[Entry]) -> str:
-    """The whole page. Every text that is not ours is escaped."""
+def report_html(bundle: Bundle, report: Report, sections: Iterable[str]) -> Iterator[str]:
+    """The whole page, in pieces. Every text that is not ours is escaped."""
     style = files("ayni_export").joinpath("report.css").read_text()
     title = escape(printable(report.model.title))
-    sections = "\n".join(one.section for one in entries if one.section)
-    return f"""<!doctype html>
+    yield f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -139,8 +138,9 @@ def report_html(bundle: Bundle, report: Report, entries: Sequence[Entry]) -> str
 </header>
 <p class="care"><strong>{NOT_PRIMARY}</strong> {escape(_without_note(report.model.intended_use))}</p>
 {_overview(report)}
-{sections}
-{_model_section(bundle, report)}
+"""
+    yield from sections
+    yield f"""{_model_section(bundle, report)}
 <footer>Made with Ayni {escape(report.ayni_version)} on this machine. No image left it.</footer>
 </main>
 </body>
@@ -186,7 +186,8 @@ def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number:
 <div class="bars">
 {_bars(reported)}</div>
 <p class="hash">SHA-256 {reported.sha256}</p>
-</section>"""
+</section>
+"""
 
 
 def _hiding(answer: Diagnosis) -> str:
