@@ -1,4 +1,9 @@
-"""The yardstick: one ROUTER and its DEALERs move bytes under CURVE, and do nothing else with them."""
+"""The yardstick: one ROUTER and its DEALERs move bytes under CURVE, and do nothing else with them.
+
+Two ways. `pushed`: each side sends all it has, as fast as the sockets take it; the least that the bytes can cost.
+`asked`: each piece is acknowledged or asked for with four under way, as any line needs that goes on after a cut and
+whose server must not drown; the messages are Ayni's, without what Ayni does with them.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,19 @@ import time
 from collections import defaultdict
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from typing import Any, Literal
 
 import zmq
 
+Way = Literal["pushed", "asked"]
 CHUNK_BYTES = 1 << 20  # what Ayni sends at a time once it has seen that the line is fast
+WINDOW = 4
 
 
-def serve(secret: bytes, num_sites: int, num_bytes: int, num_rounds: int, told: Queue[Any], done: Barrier) -> None:
-    """In each round: take everything from every site, then send everything to every site."""
+def serve(
+    way: Way, secret: bytes, num_sites: int, num_bytes: int, num_rounds: int, told: Queue[Any], done: Barrier
+) -> None:
+    """In each round: take everything from every site, then give everything to every site."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.CURVE_SERVER, 1)
@@ -23,20 +32,55 @@ def serve(secret: bytes, num_sites: int, num_bytes: int, num_rounds: int, told: 
         router.bind("tcp://127.0.0.1:*")
         told.put(router.getsockopt_string(zmq.LAST_ENDPOINT))
         model = _chunks(num_bytes)
-        for _ in range(num_rounds):
-            received: dict[bytes, int] = defaultdict(int)
-            while sum(received.values()) < num_sites * num_bytes:
-                route = router.recv()
-                received[route] += len(router.recv(copy=False).buffer)
-            for chunk in model:
-                for route in received:
-                    router.send(route, zmq.SNDMORE)
-                    router.send(chunk, copy=False)
+        if way == "asked":
+            _serve_asked(router, num_sites, num_rounds, model)
+        else:
+            for _ in range(num_rounds):
+                _serve_pushed(router, num_sites * num_bytes, model)
         done.wait()  # until every site has everything and the memory was read
 
 
+def _serve_pushed(router: zmq.Socket[bytes], wanted_bytes: int, model: list[bytes]) -> None:
+    received: dict[bytes, int] = defaultdict(int)
+    while sum(received.values()) < wanted_bytes:
+        route = router.recv()
+        received[route] += len(router.recv(copy=False).buffer)
+    for chunk in model:
+        for route in received:
+            router.send_multipart([route, chunk], copy=False)
+
+
+def _serve_asked(router: zmq.Socket[bytes], num_sites: int, num_rounds: int, model: list[bytes]) -> None:
+    """The answers of a round are kept until it is over, since a mean would be made of them."""
+    kept: list[list[zmq.Frame]] = [[] for _ in range(num_rounds)]
+    waiting: list[tuple[bytes, int, int]] = []
+    num_given = [0] * num_rounds
+    while sum(num_given) < num_rounds * num_sites * len(model):
+        route, place = router.recv(), int.from_bytes(router.recv())
+        round_number, number = divmod(place, len(model))
+        if router.getsockopt(zmq.RCVMORE):
+            kept[round_number].append(router.recv(copy=False))
+            router.send_multipart([route, b"ok"])
+        else:
+            waiting.append((route, round_number, number))
+        ready = [asked for asked in waiting if len(kept[asked[1]]) == num_sites * len(model)]
+        for asked in ready:
+            waiting.remove(asked)
+            router.send_multipart([asked[0], model[asked[2]]], copy=False)
+            num_given[asked[1]] += 1
+            if num_given[asked[1]] == num_sites * len(model):
+                kept[asked[1]].clear()
+
+
 def exchange(
-    endpoint: str, server_key: bytes, num_bytes: int, num_rounds: int, start: Barrier, told: Queue[Any], done: Barrier
+    way: Way,
+    endpoint: str,
+    server_key: bytes,
+    num_bytes: int,
+    num_rounds: int,
+    start: Barrier,
+    told: Queue[Any],
+    done: Barrier,
 ) -> None:
     """One site's side. Says when it had everything, on the system's monotonic clock."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -48,14 +92,32 @@ def exchange(
         dealer.connect(endpoint)
         update = _chunks(num_bytes)
         start.wait()
-        for _ in range(num_rounds):
-            for chunk in update:
-                dealer.send(chunk, copy=False)
-            received = 0
-            while received < num_bytes:
-                received += len(dealer.recv(copy=False).buffer)
+        for round_number in range(num_rounds):
+            if way == "pushed":
+                _exchange_pushed(dealer, update)
+            else:
+                first = round_number * len(update)
+                numbers = [number.to_bytes(4) for number in range(first, first + len(update))]
+                _ask(dealer, [[number, chunk] for number, chunk in zip(numbers, update, strict=True)])
+                _ask(dealer, [[number] for number in numbers])
         told.put((time.monotonic(), num_rounds * num_bytes, num_rounds * num_bytes))
         done.wait()
+
+
+def _exchange_pushed(dealer: zmq.Socket[bytes], update: list[bytes]) -> None:
+    for chunk in update:
+        dealer.send(chunk, copy=False)
+    for _ in update:  # the model has as many
+        dealer.recv(copy=False)
+
+
+def _ask(dealer: zmq.Socket[bytes], requests: list[list[bytes]]) -> None:
+    for number, request in enumerate(requests):
+        dealer.send_multipart(request, copy=False)
+        if number >= WINDOW - 1:
+            dealer.recv(copy=False)
+    for _ in range(min(WINDOW - 1, len(requests))):
+        dealer.recv(copy=False)
 
 
 def _chunks(num_bytes: int) -> list[bytes]:

@@ -3,7 +3,7 @@
 Four sites send 25 MiB of float32 each and receive the mean, 25 MiB, five times, over loopback with CURVE; nobody
 trains. The coordinator is `ayni coordinator serve` and a site is its real agent (ayni_exchange.py): outbox and state
 machine in SQLite, content-addressed store, fsync, signed manifests, every update checked, every hash verified.
-Beside it, in turns, the same bytes go through bare CURVE sockets and nothing else (bare_curve.py).
+Beside it, in turns, the same bytes go through bare CURVE sockets and nothing else, in two ways (bare_curve.py).
 
 The clock starts when every site holds the first model and its updates of all rounds, no two the same; it stops when
 the last site holds the verified model of the last round.
@@ -32,6 +32,7 @@ from ayni.task import Task
 
 SPAWN = multiprocessing.get_context("spawn")  # every party is a process that imports only what it needs
 TIMEOUT_S = 120.0
+KINDS = {"pushed": "bare CURVE, pushed", "asked": "bare CURVE, asked", "ayni": "Ayni"}
 
 
 class Figures(NamedTuple):
@@ -66,13 +67,13 @@ def measure(
     return Figures(seconds / num_rounds, sum(up for _, up, _ in ended), sum(down for _, _, down in ended), peak)
 
 
-def run_bare(num_bytes: int, num_sites: int, num_rounds: int) -> Figures:
+def run_bare(way: bare_curve.Way, num_bytes: int, num_sites: int, num_rounds: int) -> Figures:
     start, done, told = SPAWN.Barrier(num_sites + 1), SPAWN.Barrier(num_sites + 2), SPAWN.Queue()
     public, secret = zmq.curve_keypair()
-    server = SPAWN.Process(target=bare_curve.serve, args=(secret, num_sites, num_bytes, num_rounds, told, done))
+    server = SPAWN.Process(target=bare_curve.serve, args=(way, secret, num_sites, num_bytes, num_rounds, told, done))
     server.start()
     endpoint = told.get(timeout=TIMEOUT_S)
-    args = (endpoint, public, num_bytes, num_rounds, start, told, done)
+    args = (way, endpoint, public, num_bytes, num_rounds, start, told, done)
     sites = [SPAWN.Process(target=bare_curve.exchange, args=args) for _ in range(num_sites)]
     figures = measure(sites, server.pid, num_rounds, start, told, done)
     server.join()
@@ -102,40 +103,43 @@ def run_ayni(folder: Path, updates: Path, task: Task, num_sites: int) -> Figures
             server.terminate()
 
 
-def run_pairs(num_pairs: int, num_sites: int, num_rounds: int, folder: Path) -> list[tuple[Figures, Figures]]:
-    """Bare and Ayni in turns, so that whatever else the machine does touches both."""
-    task, pairs = ayni_exchange.wire_task(num_sites, num_rounds), []
+def run_in_turns(num_turns: int, num_sites: int, num_rounds: int, folder: Path) -> dict[str, list[Figures]]:
+    """One after the other again and again, so that whatever else the machine does touches all alike."""
+    task, runs = ayni_exchange.wire_task(num_sites, num_rounds), {kind: list[Figures]() for kind in KINDS}
     num_bytes = ayni_exchange.make_updates(folder / "updates", task, num_sites)
-    for number in range(num_pairs):
-        bare = run_bare(num_bytes, num_sites, num_rounds)
+    for turn in range(num_turns):
+        runs["pushed"].append(run_bare("pushed", num_bytes, num_sites, num_rounds))
+        runs["asked"].append(run_bare("asked", num_bytes, num_sites, num_rounds))
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            ours = run_ayni(Path(place), folder / "updates", task, num_sites)
-        pairs.append((bare, ours))
-        print(f"pair {number + 1}: bare {bare.seconds_per_round:.2f} s, Ayni {ours.seconds_per_round:.2f} s a round, "
-              f"ratio {ours.seconds_per_round / bare.seconds_per_round:.2f}", file=sys.stderr)  # fmt: skip
-    return pairs
+            runs["ayni"].append(run_ayni(Path(place), folder / "updates", task, num_sites))
+        seconds = ", ".join(f"{name} {runs[kind][-1].seconds_per_round:.2f} s" for kind, name in KINDS.items())
+        print(f"turn {turn + 1} of {num_turns}: {seconds} a round", file=sys.stderr)
+    return runs
 
 
-def summary(pairs: list[tuple[Figures, Figures]], num_sites: int, num_rounds: int) -> dict[str, Any]:
-    """Medians with least and most; the ratio is that of each pair."""
+def summary(runs: dict[str, list[Figures]], num_sites: int, num_rounds: int) -> dict[str, Any]:
+    """Medians with least and most; a ratio is that of two runs of one turn."""
 
     def spread(values: list[float]) -> dict[str, float]:
         return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
-    kinds = {"bare": [bare for bare, _ in pairs], "ayni": [ours for _, ours in pairs]}
+    def ratio_to(kind: str) -> dict[str, float]:
+        pairs = zip(runs["ayni"], runs[kind], strict=True)
+        return spread([ours.seconds_per_round / bare.seconds_per_round for ours, bare in pairs])
+
     return {
         "sites": num_sites,
         "rounds": num_rounds,
-        "pairs": len(pairs),
-        "ratio": spread([ours.seconds_per_round / bare.seconds_per_round for bare, ours in pairs]),
+        "turns": len(runs["ayni"]),
+        "ratio": {kind: ratio_to(kind) for kind in ("asked", "pushed")},
         **{
             kind: {
-                "seconds_per_round": spread([one.seconds_per_round for one in runs]),
-                "server_peak_mib": spread([one.server_peak_bytes / 2**20 for one in runs]),
-                "bytes_up": runs[0].bytes_up,
-                "bytes_down": runs[0].bytes_down,
+                "seconds_per_round": spread([one.seconds_per_round for one in of_kind]),
+                "server_peak_mib": spread([one.server_peak_bytes / 2**20 for one in of_kind]),
+                "bytes_up": of_kind[0].bytes_up,
+                "bytes_down": of_kind[0].bytes_down,
             }
-            for kind, runs in kinds.items()
+            for kind, of_kind in runs.items()
         },
         "versions": {"python": platform.python_version(), "pyzmq": zmq.__version__, "libzmq": zmq.zmq_version()},
     }
@@ -143,20 +147,21 @@ def summary(pairs: list[tuple[Figures, Figures]], num_sites: int, num_rounds: in
 
 def table(figures: dict[str, Any]) -> str:
     def row(name: str, of: dict[str, float], digits: int, unit: str) -> str:
-        return f"{name:34} {of['median']:.{digits}f} ({of['min']:.{digits}f}-{of['max']:.{digits}f}) {unit}"
+        return f"{name:36} {of['median']:.{digits}f} ({of['min']:.{digits}f}-{of['max']:.{digits}f}) {unit}"
 
-    lines = [f"{figures['sites']} sites, {figures['rounds']} rounds, {figures['pairs']} pairs: median (min-max)"]
-    for kind, name in (("bare", "bare CURVE"), ("ayni", "Ayni")):
+    lines = [f"{figures['sites']} sites, {figures['rounds']} rounds, {figures['turns']} turns: median (min-max)"]
+    for kind, name in KINDS.items():
         one = figures[kind]
         lines.append(row(f"{name}, a round", one["seconds_per_round"], 2, "s"))
         lines.append(row(f"{name}, server's peak memory", one["server_peak_mib"], 0, "MiB"))
-        lines.append(f"{name + ', bytes':34} {one['bytes_up']:,} up, {one['bytes_down']:,} down")
-    return "\n".join([*lines, row("ratio Ayni / bare, per pair", figures["ratio"], 2, "")])
+        lines.append(f"{name + ', bytes':36} {one['bytes_up']:,} up, {one['bytes_down']:,} down")
+    lines += [row(f"ratio Ayni / {KINDS[kind]}", of, 2, "") for kind, of in figures["ratio"].items()]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3, help="how often both are measured, in turns")
+    parser.add_argument("--turns", type=int, default=3, help="how often each is measured")
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
@@ -165,8 +170,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as place:
-        pairs = run_pairs(chosen.pairs, chosen.sites, chosen.rounds, Path(place))
-    figures = summary(pairs, chosen.sites, chosen.rounds)
+        runs = run_in_turns(chosen.turns, chosen.sites, chosen.rounds, Path(place))
+    figures = summary(runs, chosen.sites, chosen.rounds)
     print(json.dumps(figures, indent=2) if chosen.json else table(figures))
 
 
