@@ -25,7 +25,11 @@ def die_in_training() -> None:
     run = TrainingProcess.run
 
     def watched(self: TrainingProcess, job: Any, on_progress: Any) -> Any:
-        return run(self, job, die)
+        def told(what: str, done: int, total: int) -> None:
+            if done > 0:  # a step is done, the next one is under way
+                die()
+
+        return run(self, job, told)
 
     TrainingProcess.run = watched  # type: ignore[method-assign]
 
@@ -35,7 +39,7 @@ def kill_the_training_process_once() -> None:
 
     def watched(self: TrainingProcess, job: Any, on_progress: Any) -> Any:
         def told(what: str, done: int, total: int) -> None:
-            if not killed and self._process:
+            if done > 0 and not killed and self._process:
                 killed.append(self._process.pid)
                 print("killed the training process", flush=True)
                 os.kill(self._process.pid, signal.SIGKILL)

@@ -27,7 +27,7 @@ from ayni.site.training_process import TrainingProcess
 
 with TrainingProcess(Path(sys.argv[2]), num_threads=1) as process:
     def told(what, done, total):
-        print(process._process.pid, flush=True)
+        done and print(process._process.pid, flush=True)
     process.run(msgspec.json.decode(sys.argv[1], type=TrainAlone), told)
 """
 
@@ -103,9 +103,10 @@ def test_a_training_process_that_is_killed_is_started_again(tmp_path: Path) -> N
     pids: list[int] = []
 
     def kill_twice(what: str, done: int, total: int) -> None:
-        assert process._process is not None
         if len(pids) == 2:
             raise UserError("enough was seen")
+        if done == 0 or process._process is None:
+            return  # not yet training
         pids.append(process._process.pid)
         os.kill(process._process.pid, signal.SIGKILL)
         process._process.wait()
