@@ -103,8 +103,11 @@ def invite(
 
     Example: ayni coordinator invite centre clinic-north --qr clinic-north.png
     """
+    import io
+
     import segno
 
+    from ayni.artefacts.files import write_atomic
     from ayni.errors import UserError
     from ayni.terminal import print_json
     from ayni_coordinator.by_hand import new_invitation
@@ -113,9 +116,9 @@ def invite(
     if picture.suffix not in (".png", ".svg"):
         raise UserError(f"--qr {picture}: the picture is a .png or a .svg file.")
     text = new_invitation(home, site, role, valid_hours * 3600).to_string()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    segno.make(text, error="m").save(str(picture), scale=6)
-    picture.chmod(0o600)
+    drawn = io.BytesIO()
+    segno.make(text, error="m").save(drawn, kind=picture.suffix[1:], scale=6)
+    write_atomic(picture, drawn.getvalue(), mode=0o600)  # whoever sees it can join
     if json:
         print_json({"site": site, "role": role, "invitation": text, "qr": str(picture)})
         return

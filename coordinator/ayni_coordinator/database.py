@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import DDL, ForeignKey, LargeBinary, create_engine, event
+from sqlalchemy import DDL, BigInteger, ForeignKey, LargeBinary, create_engine, event
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from ayni.errors import UserError
+from ayni.errors import AyniError, UserError
+
+
+class DatabaseError(AyniError):
+    """The database cannot do its work now (disk full, locked, gone); nothing was half written."""
 
 
 class Base(DeclarativeBase):
@@ -52,7 +56,7 @@ class ArtefactRow(Base):
     name: Mapped[str]
     round_number: Mapped[int]
     sha256: Mapped[str]
-    num_bytes: Mapped[int]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
     digest: Mapped[str] = mapped_column(default="")
 
 
@@ -100,8 +104,8 @@ class TrafficRow(Base):
     __tablename__ = "traffic"
     site: Mapped[str] = mapped_column(primary_key=True)
     purpose: Mapped[str] = mapped_column(primary_key=True)
-    bytes_up: Mapped[int] = mapped_column(default=0)
-    bytes_down: Mapped[int] = mapped_column(default=0)
+    bytes_up: Mapped[int] = mapped_column(BigInteger, default=0)
+    bytes_down: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class AuditRow(Base):
@@ -155,9 +159,13 @@ def open_database(url: str) -> Engine:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """All of it or nothing of it is written."""
-    with Session(engine, expire_on_commit=False) as session, session.begin():
-        yield session
+    """All of it or nothing of it is written. Raises DatabaseError."""
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    except OperationalError as error:
+        told = str(error.orig)
+        raise DatabaseError(f"the database cannot be used: {told}. Is the disk full or read-only?") from None
 
 
 def note(session: Session, now_s: float, who: str, what: str) -> None:

@@ -17,7 +17,7 @@ from ayni_coordinator.home import CoordinatorHome
 def invite(
     home: CoordinatorHome, session: Session, *, site: str, role: Role, valid_s: float, now_s: float
 ) -> Invitation:
-    """One invitation for one site. The string is not stored; only its public key and expiry are."""
+    """One invitation for one site. The register keeps its public key and expiry only."""
     row = session.get(SiteRow, site)
     if row and row.state == "active":
         raise UserError(f"there is a site {site!r} already. Choose another name, or revoke it first.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -10,8 +11,11 @@ from collections.abc import Callable
 from ayni.artefacts.lock import folder_lock
 from ayni.wire.connection import Frames
 from ayni.wire.curve import CurveServer
+from ayni_coordinator.database import DatabaseError
 from ayni_coordinator.home import CoordinatorHome
 from ayni_coordinator.service import Coordinator
+
+log = logging.getLogger(__name__)
 
 
 def serve(home: CoordinatorHome, *, on_start: Callable[[str], None]) -> None:
@@ -26,9 +30,15 @@ def serve(home: CoordinatorHome, *, on_start: Callable[[str], None]) -> None:
         def handle(key: bytes, frames: Frames) -> Frames | None:
             return coordinator.handle(key, frames, time.time())
 
+        def tick() -> None:
+            try:
+                coordinator.tick(time.time())
+            except DatabaseError as error:  # it may pass: what is stored is whole, and is taken up again
+                log.error("%s", error)
+
         try:
             with CurveServer(home.config.bind, home.keys.curve.secret, coordinator.admit, handle) as server:
                 on_start(server.endpoint)
-                server.serve(stopping.is_set, lambda: coordinator.tick(time.time()), tick_s=0.02)
+                server.serve(stopping.is_set, tick, tick_s=0.02)
         finally:
             coordinator.close(time.time())

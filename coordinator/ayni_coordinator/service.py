@@ -39,7 +39,7 @@ from ayni.wire.messages import (
 )
 from ayni_coordinator import federation, registry
 from ayni_coordinator.aggregation import RoundInputs, check_soft_labels, check_update
-from ayni_coordinator.database import ManifestRow, SiteRow, TrafficRow, note, transaction
+from ayni_coordinator.database import DatabaseError, ManifestRow, SiteRow, TrafficRow, note, transaction
 from ayni_coordinator.home import CoordinatorHome, find_artefact
 from ayni_coordinator.uploads import Uploads
 
@@ -147,6 +147,11 @@ class Coordinator:
             return reply
         except RefusedError as error:
             return Refusal(code=error.code, message=error.message), b""  # type: ignore[arg-type]
+        except DatabaseError as error:
+            log.error("%s", error)
+            return Refusal(
+                code="busy", message="the coordinator's disk or database is in trouble; try again later."
+            ), b""
         except AyniError as error:
             return Refusal(code="bad-request", message=str(error)[:1000]), b""
         except Exception:  # one site's request must not end the service for the others

@@ -181,6 +181,16 @@ class Agent:
 
     def sync(self, line: Line, version: int) -> Manifest:
         """Bring manifest and artefacts up to date; what is no longer listed is removed."""
+        manifest = self._newest_manifest(line, version)
+        while missing := [artefact for artefact in self._needed(manifest) if not self._at(artefact).exists()]:
+            self._fetch(line, missing[0])  # with the task it becomes known what else is needed
+        kept = {self._at(artefact).name for artefact in manifest.artefacts}
+        for path in (self._home / "artefacts").iterdir():
+            if path.name.removesuffix(".part") not in kept:
+                path.unlink()
+        return manifest
+
+    def _newest_manifest(self, line: Line, version: int) -> Manifest:
         manifest = self._state.manifest(self._settings.coordinator_signing_key)
         if manifest is None or manifest.version != version:
             reply, signed = line.ask(GetManifest(have_version=manifest.version if manifest else 0), "manifest")
@@ -193,18 +203,12 @@ class Agent:
             raise PeerProtocolError("the coordinator has no manifest")
         if manifest.expires_s < time.time():
             self._watcher.note("the coordinator's manifest has expired; going on. Is this machine's clock right?")
-        while missing := [artefact for artefact in self._needed(manifest) if not self._at(artefact).exists()]:
-            self._fetch(line, missing[0])  # with the task it becomes known what else is needed
-        kept = {self._at(artefact).name for artefact in manifest.artefacts}
-        for path in (self._home / "artefacts").iterdir():
-            if path.name.removesuffix(".part") not in kept:
-                path.unlink()
         return manifest
 
     def fetch_bundle(self, name: str) -> Path:
         """The newest bundle of this name as the coordinator published it: a verified zip file in the folder."""
         with self._open_line() as line:
-            manifest = self.sync(line, self.ask_round(line).manifest_version)
+            manifest = self._newest_manifest(line, self.ask_round(line).manifest_version)
             artefact = manifest.latest("bundle", name)
             if artefact is None:
                 known = ", ".join(sorted(a.name for a in manifest.artefacts if a.kind == "bundle")) or "none"

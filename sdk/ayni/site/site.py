@@ -28,7 +28,7 @@ from ayni.site.agent import Agent, Watcher
 from ayni.site.state import SETTINGS_FILE, SiteSettings, SiteState, read_settings, write_settings
 from ayni.site.training_process import TrainingProcess
 from ayni.task import Participation, Task
-from ayni.trained_model import Scores, TrainedModel
+from ayni.trained_model import MODEL_FILE, Scores, TrainedModel
 from ayni.wire.connection import Dial
 from ayni.wire.curve import curve_dial
 from ayni.wire.line import Line
@@ -91,9 +91,10 @@ class Site:
         home = Path(home).resolve()
         if (home / SETTINGS_FILE).exists():
             raise UserError(f"{home} has joined already. `ayni status {home}` says how it stands.")
-        if home.exists() and any(path.name not in (KEY_FOLDER, "site.sqlite", ".lock") for path in home.iterdir()):
+        if home.exists() and any(home.iterdir()) and not (home / KEY_FOLDER).exists():  # keys: joining was cut short
             raise UserError(f"{home} is not empty. Choose a new folder for the site.")
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        home.chmod(0o700)  # models and copies of images lie here: nobody else's business on a shared machine
         keys = SiteKeys.load_or_create(home)
         dial_with = dial or _curve_to(invitation.endpoint, invitation.coordinator_key)
         asked = Join(curve_key=keys.curve.public, signing_key=keys.signing_public, participation=participation)
@@ -127,7 +128,12 @@ class Site:
     def leave(self) -> None:
         """Go for good. The folder and its models stay; the key is no longer admitted."""
         with SiteState(self.home) as state, self._line(state) as line:
-            line.ask(Leave(), "control")
+            before = state.traffic()
+            try:
+                line.ask(Leave(), "leaving")
+            except NotAdmittedError:
+                if state.traffic() == before:  # never let in; else the reply was lost, and the key is out as wished
+                    raise
 
     # Training
 
@@ -181,7 +187,7 @@ class Site:
                 with self._line(state) as line:
                     now = self._agent(state).ask_round(line)
             folders = [self.home / "models" / kind for kind in ("federated", "alone")]
-            models = {folder.name: TrainedModel.read(folder) for folder in folders if folder.exists()}
+            models = {folder.name: TrainedModel.read(folder) for folder in folders if (folder / MODEL_FILE).exists()}
             return SiteStatus(self.settings, state.outcomes(), state.traffic(), models, now)
 
     def task(self) -> Task:
