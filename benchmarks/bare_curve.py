@@ -1,8 +1,9 @@
 """The yardstick: one ROUTER and its DEALERs move bytes under CURVE, and do nothing else with them.
 
-Two ways. `pushed`: each side sends all it has, as fast as the sockets take it; the least that the bytes can cost.
-`asked`: each piece is acknowledged or asked for with four under way, as any line needs that goes on after a cut and
-whose server must not drown; the messages are Ayni's, without what Ayni does with them.
+Three ways. `whole`: one message for each update and each model, as frameworks without pieces send them. `asked`:
+pieces of 1 MiB, each acknowledged or asked for, four under way, as any line needs that goes on after a cut and whose
+server must not drown; these are Ayni's messages, without what Ayni does with them. `pushed`: the same pieces as fast as
+the sockets take them, and nothing kept; the least that these bytes can cost.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import zmq
 
-Way = Literal["pushed", "asked"]
+Way = Literal["whole", "asked", "pushed"]
 CHUNK_BYTES = 1 << 20  # what Ayni sends at a time once it has seen that the line is fast
 WINDOW = 4
 
@@ -31,7 +32,7 @@ def serve(
         router.setsockopt(zmq.CURVE_SECRETKEY, secret)
         router.bind("tcp://127.0.0.1:*")
         told.put(router.getsockopt_string(zmq.LAST_ENDPOINT))
-        model = _chunks(num_bytes)
+        model = _chunks(way, num_bytes)
         if way == "asked":
             _serve_asked(router, num_sites, num_rounds, model)
         else:
@@ -90,16 +91,16 @@ def exchange(
         dealer.setsockopt(zmq.CURVE_PUBLICKEY, public)
         dealer.setsockopt(zmq.CURVE_SECRETKEY, secret)
         dealer.connect(endpoint)
-        update = _chunks(num_bytes)
+        update = _chunks(way, num_bytes)
         start.wait()
         for round_number in range(num_rounds):
-            if way == "pushed":
-                _exchange_pushed(dealer, update)
-            else:
+            if way == "asked":
                 first = round_number * len(update)
                 numbers = [number.to_bytes(4) for number in range(first, first + len(update))]
                 _ask(dealer, [[number, chunk] for number, chunk in zip(numbers, update, strict=True)])
                 _ask(dealer, [[number] for number in numbers])
+            else:
+                _exchange_pushed(dealer, update)
         told.put((time.monotonic(), num_rounds * num_bytes, num_rounds * num_bytes))
         done.wait()
 
@@ -120,5 +121,6 @@ def _ask(dealer: zmq.Socket[bytes], requests: list[list[bytes]]) -> None:
         dealer.recv(copy=False)
 
 
-def _chunks(num_bytes: int) -> list[bytes]:
-    return [secrets.token_bytes(min(CHUNK_BYTES, num_bytes - at)) for at in range(0, num_bytes, CHUNK_BYTES)]
+def _chunks(way: Way, num_bytes: int) -> list[bytes]:
+    size = num_bytes if way == "whole" else CHUNK_BYTES
+    return [secrets.token_bytes(min(size, num_bytes - at)) for at in range(0, num_bytes, size)]

@@ -3,7 +3,7 @@
 Four sites send 25 MiB of float32 each and receive the mean, 25 MiB, five times, over loopback with CURVE; nobody
 trains. The coordinator is `ayni coordinator serve` and a site is its real agent (ayni_exchange.py): outbox and state
 machine in SQLite, content-addressed store, fsync, signed manifests, every update checked, every hash verified.
-Beside it, in turns, the same bytes go through bare CURVE sockets and nothing else, in two ways (bare_curve.py).
+Beside it, in turns, the same bytes go through bare CURVE sockets and nothing else, in three ways (bare_curve.py).
 
 The clock starts when every site holds the first model and its updates of all rounds, no two the same; it stops when
 the last site holds the verified model of the last round.
@@ -23,7 +23,7 @@ import tempfile
 import time
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import zmq
 from benchmarks import ayni_exchange, bare_curve
@@ -32,7 +32,8 @@ from ayni.task import Task
 
 SPAWN = multiprocessing.get_context("spawn")  # every party is a process that imports only what it needs
 TIMEOUT_S = 120.0
-KINDS = {"pushed": "bare CURVE, pushed", "asked": "bare CURVE, asked", "ayni": "Ayni"}
+WAYS = get_args(bare_curve.Way)
+KINDS = {**{way: f"bare CURVE, {way}" for way in WAYS}, "ayni": "Ayni"}
 
 
 class Figures(NamedTuple):
@@ -108,8 +109,8 @@ def run_in_turns(num_turns: int, num_sites: int, num_rounds: int, folder: Path) 
     task, runs = ayni_exchange.wire_task(num_sites, num_rounds), {kind: list[Figures]() for kind in KINDS}
     num_bytes = ayni_exchange.make_updates(folder / "updates", task, num_sites)
     for turn in range(num_turns):
-        runs["pushed"].append(run_bare("pushed", num_bytes, num_sites, num_rounds))
-        runs["asked"].append(run_bare("asked", num_bytes, num_sites, num_rounds))
+        for way in WAYS:
+            runs[way].append(run_bare(way, num_bytes, num_sites, num_rounds))
         with tempfile.TemporaryDirectory(dir=folder) as place:
             runs["ayni"].append(run_ayni(Path(place), folder / "updates", task, num_sites))
         seconds = ", ".join(f"{name} {runs[kind][-1].seconds_per_round:.2f} s" for kind, name in KINDS.items())
@@ -131,7 +132,7 @@ def summary(runs: dict[str, list[Figures]], num_sites: int, num_rounds: int) -> 
         "sites": num_sites,
         "rounds": num_rounds,
         "turns": len(runs["ayni"]),
-        "ratio": {kind: ratio_to(kind) for kind in ("asked", "pushed")},
+        "ratio": {way: ratio_to(way) for way in WAYS},
         **{
             kind: {
                 "seconds_per_round": spread([one.seconds_per_round for one in of_kind]),
@@ -147,14 +148,14 @@ def summary(runs: dict[str, list[Figures]], num_sites: int, num_rounds: int) -> 
 
 def table(figures: dict[str, Any]) -> str:
     def row(name: str, of: dict[str, float], digits: int, unit: str) -> str:
-        return f"{name:36} {of['median']:.{digits}f} ({of['min']:.{digits}f}-{of['max']:.{digits}f}) {unit}"
+        return f"{name:42} {of['median']:.{digits}f} ({of['min']:.{digits}f}-{of['max']:.{digits}f}) {unit}"
 
     lines = [f"{figures['sites']} sites, {figures['rounds']} rounds, {figures['turns']} turns: median (min-max)"]
     for kind, name in KINDS.items():
         one = figures[kind]
         lines.append(row(f"{name}, a round", one["seconds_per_round"], 2, "s"))
         lines.append(row(f"{name}, server's peak memory", one["server_peak_mib"], 0, "MiB"))
-        lines.append(f"{name + ', bytes':36} {one['bytes_up']:,} up, {one['bytes_down']:,} down")
+        lines.append(f"{name + ', bytes':42} {one['bytes_up']:,} up, {one['bytes_down']:,} down")
     lines += [row(f"ratio Ayni / {KINDS[kind]}", of, 2, "") for kind, of in figures["ratio"].items()]
     return "\n".join(line.rstrip() for line in lines)
 
