@@ -265,6 +265,11 @@ def demo(
 
     Example: ayni demo --out out/demo
     """
-    from ayni_coordinator.demo.run import run_demo
+    from ayni.errors import MissingExtraError
+
+    try:
+        from ayni_coordinator.demo.run import run_demo
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("The demo", "all") from error
 
     run_demo(out, seed=seed, changes=changes or [])

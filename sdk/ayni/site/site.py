@@ -26,7 +26,7 @@ from ayni.jobs import Evaluate, TrainAlone
 from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, CurveKeys, SiteKeys, fingerprint
 from ayni.site.agent import Agent, Watcher
 from ayni.site.state import SETTINGS_FILE, SiteSettings, SiteState, read_settings, write_settings
-from ayni.site.training_process import TrainingProcess
+from ayni.site.training_process import TrainingProcess, require_training_parts
 from ayni.task import Participation, Task
 from ayni.trained_model import MODEL_FILE, Scores, TrainedModel
 from ayni.wire.connection import Dial
@@ -146,6 +146,7 @@ class Site:
         tried again until it is back; killing this and calling it again goes on where it stopped.
         """
         with folder_lock(self.home, ALREADY_TRAINING), SiteState(self.home) as state:
+            require_training_parts()
             self._remember(data, num_threads, memory_mb)
             with self._training_process() as process:
                 return self._agent(state).take_part(process)
@@ -155,6 +156,7 @@ class Site:
     ) -> TrainedModel:
         """The same network with the same budget of steps without the federation: what was taking part worth?"""
         with folder_lock(self.home, ALREADY_TRAINING), SiteState(self.home) as state:
+            require_training_parts()
             self._remember(data, num_threads, memory_mb)
             agent = self._agent(state)
             context = agent.context(agent.known_or_fetched_manifest())

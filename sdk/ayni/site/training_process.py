@@ -22,6 +22,12 @@ _EVENTS = msgspec.json.Decoder(Event)
 OnProgress = Callable[[str, int, int], None]  # what, done, in all
 
 
+def require_training_parts() -> None:
+    """Raises MissingExtraError where torch and MONAI are not installed, without importing them."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("monai") is None:
+        raise MissingExtraError("Training", "train")
+
+
 class TrainingProcess:
     """Starts `python -m ayni.learning.worker` when the first job comes; ends it at the end of a `with`.
 
@@ -29,8 +35,7 @@ class TrainingProcess:
     """
 
     def __init__(self, log: Path, *, num_threads: int) -> None:
-        if importlib.util.find_spec("torch") is None or importlib.util.find_spec("monai") is None:
-            raise MissingExtraError("Training", "train")
+        require_training_parts()
         self._log, self._num_threads = log, num_threads
         self._process: subprocess.Popen[bytes] | None = None
 
