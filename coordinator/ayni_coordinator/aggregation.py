@@ -6,7 +6,7 @@ the same list gives the same bits, so a coordinator that died in the middle simp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from ayni.tensors.safe import Bytes, Floats
 from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
 from ayni.tensors.update import Shapes, decode_change, decode_update, encode_change, encode_whole
 
+Sums = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Read = Callable[[str], Bytes]  # SHA-256 -> verified bytes
 
 
@@ -60,21 +61,16 @@ def aggregate(inputs: RoundInputs, task: Task, read: Read) -> RoundResult:
     Raises IntegrityError if an artefact is missing or does not fit the task's network.
     """
     answers = [answer for answer in inputs.sites if answer.update]
-    reading = _one_ahead([inputs.global_sha256, *(answer.update for answer in answers)], read)
-    model = _floats(next(reading))
-    residual = _floats(read(inputs.residual_sha256)) if inputs.residual_sha256 else None
-    mean = _mean_update(zip(answers, reading, strict=True), task, model)
     consensus = _consensus(inputs, task, read)
-    if mean is None:
+    if answers and task.traffic.form != "sparse":
+        return _whole(_mean(answers, task, read, None), task, consensus)
+    model = _floats(read(inputs.global_sha256))
+    residual = _floats(read(inputs.residual_sha256)) if inputs.residual_sha256 else None
+    if not answers:
         nothing = {name: np.zeros_like(tensor) for name, tensor in model.items()} if residual is None else residual
         data = read(inputs.global_sha256)
         return RoundResult(data, safe.encode(nothing), b"", "", safe.digest(model), consensus)
-    if task.traffic.form != "sparse":
-        published = encode_whole(mean, task.traffic.form)
-        # In fp32 what is published is the model itself; in fp16 the sites hold the rounded one, so we do too.
-        after = mean if task.traffic.form == "fp32" else _floats(published)
-        whole = published if task.traffic.form == "fp32" else encode_whole(after, "fp32")
-        return RoundResult(whole, b"", published, "whole", safe.digest(after), consensus)
+    mean = _mean(answers, task, read, model)
     change = {name: mean[name] - model[name] + (residual[name] if residual else 0) for name in model}
     published, seen = encode_change(change, density=task.traffic.density_down)
     after = {name: model[name] + seen[name] for name in model}
@@ -84,25 +80,33 @@ def aggregate(inputs: RoundInputs, task: Task, read: Read) -> RoundResult:
     )
 
 
+def _whole(mean: dict[str, Floats], task: Task, consensus: bytes | None) -> RoundResult:
+    """In fp32 what is published is the model itself; in fp16 the sites hold the rounded one, so we do too."""
+    published = encode_whole(mean, task.traffic.form)
+    after = mean if task.traffic.form == "fp32" else _floats(published)
+    whole = published if task.traffic.form == "fp32" else encode_whole(after, "fp32")
+    return RoundResult(whole, b"", published, "whole", safe.digest(after), consensus)
+
+
 def _floats(data: Bytes) -> dict[str, Floats]:
     return {name: np.asarray(tensor, np.float32) for name, tensor in safe.decode(data).items()}
 
 
-def _mean_update(
-    updates: Iterable[tuple[SiteInput, Bytes]], task: Task, model: dict[str, Floats]
-) -> dict[str, Floats] | None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
-    sums = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
+def _mean(answers: Sequence[SiteInput], task: Task, read: Read, model: dict[str, Floats] | None) -> dict[str, Floats]:
+    """`model` is what the updates change, or None if they are whole; then the first says how the network looks."""
+    shapes: Shapes = {}
+    sums: dict[str, Sums] = {}
     total = 0
-    for answer, data in updates:
+    for answer, data in zip(answers, _one_ahead([answer.update for answer in answers], read), strict=True):
+        if not shapes:
+            shapes = {name: tuple(tensor.shape) for name, tensor in (model or safe.decode(data)).items()}
+            sums = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
         weight = answer.num_examples if task.fedhelp.average == "samples" else 1
         update = decode_update(data, shapes, model)
         for name, tensor in update.items():
             sums[name] += tensor if weight == 1 else np.multiply(tensor, weight, dtype=np.float64)
         total += weight
         del update, data
-    if not total:
-        return None
     return {name: (sums.pop(name) / total).astype(np.float32) for name in shapes}
 
 
