@@ -43,14 +43,15 @@ def test_when_a_round_closes(
 
 
 def test_a_site_that_waits_asks_often_in_short_rounds_and_rarely_in_long_ones() -> None:
-    assert retry_after_s("open", 10, 4) == 0.05
-    assert retry_after_s("open", 3600, 4) == 18
+    assert retry_after_s("open", 0, 4) == 0.05
+    assert retry_after_s("open", 4, 4) == 0.2  # 4 / 20
+    assert retry_after_s("open", 60, 4) == 12  # 60 / 5
     assert retry_after_s("open", 86_400, 4) == 300
     assert retry_after_s("closed", 86_400, 4) == 0.05
 
 
 def test_many_sites_ask_less_often() -> None:
-    assert retry_after_s("open", 10, 1000) == 10
+    assert retry_after_s("open", 1, 1000) == 10
     assert retry_after_s("closed", 10, 1000) == 10
 
 

@@ -201,6 +201,7 @@ class Standing:
 
     phase: Phase
     round_number: int
+    since_s: float  # when this phase began, or what it waits for was last done
     deadline_s: float
     manifest_version: int
     num_sites: int
@@ -215,6 +216,7 @@ def standing(home: CoordinatorHome, session: Session) -> Standing:
     return Standing(
         phase=phase,  # type: ignore[arg-type]
         round_number=newest.number,
+        since_s=newest.published_s or newest.opened_s,
         deadline_s=newest.deadline_s,
         manifest_version=session.scalar(select(func.max(ManifestRow.version))) or 0,
         num_sites=len(active_sites(session)),
@@ -229,7 +231,7 @@ def seen_from(site: str, now: Standing, task: Task, now_s: float) -> RoundIs:
         num_rounds=task.training.rounds,
         wanted=now.phase == "open" and now.answers.get(site, "wanted") == "wanted",
         deadline_in_s=max(0.0, now.deadline_s - now_s),
-        retry_after_s=retry_after_s(now.phase, task.round.deadline_s, now.num_sites),
+        retry_after_s=retry_after_s(now.phase, max(0.0, now_s - now.since_s), now.num_sites),
         manifest_version=now.manifest_version,
         num_sites=now.num_sites,
         num_answered=sum(state == "counted" for state in now.answers.values()),

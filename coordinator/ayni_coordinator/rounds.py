@@ -36,9 +36,12 @@ def decide(facts: RoundFacts, now_s: float) -> Decision:
     return "close" if facts.num_counted >= facts.quorum else "extend"
 
 
-def retry_after_s(phase: str, deadline_s: float, num_sites: int) -> float:
-    """When a site that waits should ask again: often when rounds are short or nearly over, rarely when a round takes
-    a day. All sites together ask at most about a hundred times a second.
+def retry_after_s(phase: str, waited_s: float, num_sites: int) -> float:
+    """When a site that waits should ask again, `waited_s` after the round was opened (or the last one published).
+
+    In proportion to what it has waited: often in rounds of seconds, every five minutes in rounds of days, and a
+    round of a day costs some forty questions. All sites together ask at most about a hundred times a second.
     """
     shortest_s = max(0.05, num_sites / 100)
-    return shortest_s if phase == "closed" else max(shortest_s, min(deadline_s / 200, 300.0))
+    patience_s = waited_s / (20 if waited_s < 10 else 5)
+    return shortest_s if phase == "closed" else max(shortest_s, min(patience_s, 300.0))

@@ -79,6 +79,8 @@ class Agent:
             return None
         self._watcher.progress(_waiting_for(now), now.num_answered, now.num_sites)
         if now.retry_after_s > KEEP_LINE_S:
+            self._watcher.note(f"{_waiting_for(now)}; asking again in {now.retry_after_s:.0f} s")
+        if now.retry_after_s > KEEP_LINE_S:
             line.hang_up()
         self._state.flush_traffic(every_s=KEEP_LINE_S)
         time.sleep(now.retry_after_s * random.uniform(0.8, 1.2))
