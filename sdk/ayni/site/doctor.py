@@ -80,7 +80,7 @@ def _memory() -> Finding:
 
 
 def _training_parts() -> Finding:
-    missing = [name for name in ("torch", "monai", "safetensors") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "monai") if importlib.util.find_spec(name) is None]
     return Finding(
         what="training parts",
         ok=not missing,
