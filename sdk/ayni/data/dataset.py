@@ -1,4 +1,4 @@
-"""Any torch `Dataset` of (image, label), written once to a .npz file that the training process reads."""
+"""Any torch `Dataset` of (image, label) or (image, mask), written once to a .npz file that training reads."""
 
 from __future__ import annotations
 
@@ -10,30 +10,44 @@ import numpy as np
 import numpy.typing as npt
 
 from ayni.artefacts.files import write_atomic
+from ayni.data.eight_bits import Pixels
 from ayni.data.images import prepare
+from ayni.data.masks import check_same_size
+from ayni.data.planes import check_planes, planes_of, prepare_planes
 from ayni.data.read import OTHER_SIZE
 from ayni.errors import DataError
 from ayni.task import ImageSettings
 
 
-def store_dataset(dataset: Any, path: Path, image: ImageSettings) -> int:
+def store_dataset(dataset: Any, path: Path, image: ImageSettings, *, structures: tuple[str, ...] | None = None) -> int:
     """Write all of `dataset` (anything with `len` and whole-number indices) to `path`; returns the number of images.
 
-    An item is (image, label). An image is a tensor or array [H, W], [C, H, W] or [H, W, C] with C = 1 or 3, of 8-bit
-    values or of floats from 0 to 1 as torchvision's `ToTensor` makes them; or a Pillow image. Raises DataError.
+    An item is (image, label), or with `structures` (image, mask). An image is a tensor or array [H, W], [C, H, W] or
+    [H, W, C] with C = 1 or 3, of 8-bit values or of floats from 0 to 1 as torchvision's `ToTensor` makes them; or a
+    Pillow image. A mask is [H, W] or [1, H, W] of whole numbers (0 is background), or one plane of 0 and 1 for each
+    structure, [S, H, W]. Raises DataError.
     """
-    pixels, labels = [], []
+    pixels: list[Pixels] = []
+    targets: list[npt.NDArray[np.generic]] = []
     for index in range(len(dataset)):
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"item {index} of the dataset is no pair of image and label.")
+            raise DataError(
+                f"item {index} of the dataset is no pair of image and {'label' if structures is None else 'mask'}."
+            )
         pixels_HWC = _pixels(item[0], index)
         pixels.append(prepare(pixels_HWC, image, resize=image.resize, name=f"item {index}", remedy=OTHER_SIZE))
-        labels.append(_label(item[1], index))
+        if structures is None:
+            targets.append(np.array(_label(item[1], index), np.int64))
+        else:
+            planes_SHW = _planes(item[1], index, structures)
+            check_same_size(pixels_HWC.shape, planes_SHW.shape[1:], f"item {index}", "(the item's second part)")
+            targets.append(prepare_planes(planes_SHW, image))
     if not pixels:
         raise DataError("the dataset is empty.")
+    arrays = {"images": np.stack(pixels), "labels" if structures is None else "masks": np.stack(targets)}
     file = io.BytesIO()
-    np.savez_compressed(file, images=np.stack(pixels), labels=np.array(labels, np.int64))
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_atomic(path, file.getvalue())
     return len(pixels)
 
@@ -60,3 +74,16 @@ def _label(value: Any, index: int) -> int:
     if array.size != 1 or array.dtype.kind not in "uib" or int(array.reshape(-1)[0]) < 0:
         raise DataError(f"item {index}: the label {value!r} is no class number (0, 1, ...).")
     return int(array.reshape(-1)[0])
+
+
+def _planes(value: Any, index: int, structures: tuple[str, ...]) -> Pixels:
+    values, name = np.asarray(value), f"the mask of item {index}"
+    if values.ndim not in (2, 3) or values.size == 0:
+        raise DataError(f"{name} has the shape {list(values.shape)}; needed is [H, W], or one plane per structure.")
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
+        values = values.astype(np.int64)
+    if values.dtype.kind not in "bui":
+        raise DataError(f"{name} is of type {values.dtype} and holds no whole numbers. Do not scale masks.")
+    if values.ndim == 3 and len(values) > 1:
+        return check_planes(values, structures, name)
+    return planes_of(values if values.ndim == 2 else values[0], structures, name)

@@ -22,7 +22,7 @@ from ayni.data.eight_bits import Pixels, UnreadableError, Values, check_num_pixe
 from ayni.errors import DataError, MissingExtraError
 from ayni.task import ImageSettings
 
-__all__ = ["Pixels", "prepare", "read_image"]
+__all__ = ["Pixels", "placement", "prepare", "read_bytes", "read_image", "read_npy"]
 
 MAX_FILE_BYTES = 256 * 2**20  # also of a file that is packed inside: a bomb stops here
 BAND_ROWS = 128
@@ -38,7 +38,7 @@ def read_image(path: Path, *, allow_burned_in: bool = False) -> Pixels:
     A DICOM image with text burned in (which may name the patient) is refused unless `allow_burned_in`.
     Raises DataError, which names the file, or MissingExtraError; nothing else, whatever the bytes.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         with warnings.catch_warnings():  # the libraries warn of oddities: what matters is checked below
             warnings.simplefilter("ignore")
@@ -94,12 +94,21 @@ def _check_size(height: int, width: int, settings: ImageSettings, name: str, rem
         raise DataError(f"{sizes}: scaling up would invent detail. Use the original, larger image.")
 
 
-def _fit(pixels_HWC: Pixels, settings: ImageSettings) -> Pixels:
-    height, width, channels = pixels_HWC.shape
+def placement(height: int, width: int, settings: ImageSettings) -> tuple[int, int, int, int]:
+    """Where `prepare` puts an image of this size: (top, left, height, width) within the network's image.
+
+    >>> placement(16, 32, ImageSettings(height=8, width=8))
+    (2, 0, 4, 8)
+    """
     scale = min(settings.height / height, settings.width / width, 1.0)
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    return (settings.height - new_height) // 2, (settings.width - new_width) // 2, new_height, new_width
+
+
+def _fit(pixels_HWC: Pixels, settings: ImageSettings) -> Pixels:
+    height, width, channels = pixels_HWC.shape
+    top, left, new_height, new_width = placement(height, width, settings)
     canvas = np.zeros((settings.height, settings.width, channels), np.uint8)
-    top, left = (settings.height - new_height) // 2, (settings.width - new_width) // 2
     for channel in range(channels):  # one at a time: a large picture must not fill a small machine's memory
         image = Image.fromarray(pixels_HWC[:, :, channel])
         small = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
@@ -107,7 +116,8 @@ def _fit(pixels_HWC: Pixels, settings: ImageSettings) -> Pixels:
     return canvas
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """All of a file that can be an image. Raises DataError."""
     try:
         if path.is_dir():
             raise DataError(f"{path} is a folder. Name the images in it.")
@@ -132,7 +142,7 @@ def _reader_of(data: bytes) -> Callable[[bytes], Values]:
     if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         return _read_picture
     if data.startswith(b"\x93NUMPY"):
-        return _read_npy
+        return read_npy
     if data.startswith(b"\x1f\x8b"):
         return _read_packed_nifti
     if data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0":
@@ -182,8 +192,11 @@ def _rgb(image: Image.Image) -> Values:
     return pixels
 
 
-def _read_npy(data: bytes) -> Values:
-    """The header is checked against the length before an array is made; objects (pickle) are never read."""
+def read_npy(data: bytes) -> Values:
+    """The array of a .npy file. Raises UnreadableError, or what numpy raises.
+
+    The header is checked against the length before an array is made; objects (pickle) are never read.
+    """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

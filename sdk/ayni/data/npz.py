@@ -1,4 +1,7 @@
-"""A MedMNIST-style .npz: `train_images`, `train_labels`, `val_images` ..., or plain `images`, `labels`."""
+"""A MedMNIST-style .npz: `train_images`, `train_labels`, `val_images` ..., or plain `images`, `labels`.
+
+For segmentation `train_masks` or `masks` take the place of the labels.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,33 @@ def read_npz(path: Path, split: str) -> tuple[Pixels, npt.NDArray[np.int64]]:
             f"these are {labels.dtype} {list(labels.shape)}."
         )
     return images_NHWC, labels.reshape(len(labels)).astype(np.int64)
+
+
+def read_npz_masks(path: Path, split: str) -> tuple[Pixels, npt.NDArray[np.generic]]:
+    """Images uint8 [N, H, W, C] and their masks as they are: whole numbers [N, H, W], or 0 and 1 [N, S, H, W], one
+    plane for each of S structures. Raises DataError, which says what is wrong."""
+    names = _names(path)
+    prefix = f"{split}_" if f"{split}_images" in names else ""
+    if not {f"{prefix}images", f"{prefix}masks"} <= set(names):
+        raise DataError(
+            f"{path} holds {sorted(names)}; needed are '{split}_images' and '{split}_masks', or 'images' and 'masks'."
+        )
+    images, masks = _load(path, f"{prefix}images", f"{prefix}masks")
+    images_NHWC = _checked(path, images)
+    num_images, height, width, _ = images_NHWC.shape
+    fits = masks.ndim in (3, 4) and len(masks) == num_images and masks.shape[-2:] == (height, width)
+    if masks.dtype.kind not in "uib" or not fits or 0 in masks.shape[1:]:
+        raise DataError(
+            f"{path}: {num_images} images of {height} x {width} (height x width) need as many masks of that size, in "
+            f"whole numbers [images, height, width]; these are {masks.dtype} {list(masks.shape)}."
+        )
+    return images_NHWC, masks
+
+
+def holds_masks(path: Path) -> bool:
+    """Whether a .npz file is for segmentation: it has masks, and no labels. Raises DataError."""
+    names = _names(path)
+    return any(name.endswith("masks") for name in names) and not any(name.endswith("labels") for name in names)
 
 
 def read_npz_images(path: Path) -> Pixels:

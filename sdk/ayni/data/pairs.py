@@ -1,0 +1,71 @@
+"""A folder for segmentation: `images/`, and in `masks/` one mask per image, of the same name without its ending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ayni.data.images import IMAGE_SUFFIXES
+from ayni.data.mask_file import MASK_SUFFIXES
+from ayni.errors import DataError
+
+IMAGES, MASKS = "images", "masks"
+NUM_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What was found, each in the order of the names."""
+
+    pairs: tuple[tuple[Path, Path], ...]
+    images_without_mask: tuple[Path, ...]
+    masks_without_image: tuple[Path, ...]
+
+
+def find_pairs(folder: Path) -> Pairs:
+    """Raises DataError if a folder is missing, or if two files have the same name but for their endings."""
+    images = _by_stem(folder / IMAGES, IMAGE_SUFFIXES)
+    masks = _by_stem(folder / MASKS, (*MASK_SUFFIXES, *IMAGE_SUFFIXES))  # other kinds are found, then refused
+    return Pairs(
+        tuple((images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())),
+        tuple(images[stem] for stem in sorted(images.keys() - masks.keys())),
+        tuple(masks[stem] for stem in sorted(masks.keys() - images.keys())),
+    )
+
+
+def check_complete(folder: Path, found: Pairs) -> None:
+    """Raises DataError, which names the first files that stand alone."""
+    if found.images_without_mask:
+        raise DataError(
+            f"{_named(found.images_without_mask)} in {folder / IMAGES}: no mask of that name in {folder / MASKS}. "
+            "Add it (all 0 if nothing is there), or take the image away."
+        )
+    if found.masks_without_image:
+        raise DataError(
+            f"{_named(found.masks_without_image)} in {folder / MASKS}: no image of that name in {folder / IMAGES}. "
+            "Add it, or take the mask away."
+        )
+
+
+def _named(files: tuple[Path, ...]) -> str:
+    more = len(files) - NUM_NAMED
+    return ", ".join(file.name for file in files[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    try:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"there is no folder {folder}. Segmentation needs the folders {IMAGES} and {MASKS}, with one mask of the "
+            "same name per image (or a .npz file)."
+        ) from None
+    found: dict[str, Path] = {}
+    for file in files:
+        suffix = next((ending for ending in sorted(suffixes, key=len)[::-1] if file.name.lower().endswith(ending)), "")
+        if suffix:
+            stem = file.name[: -len(suffix)]
+            if stem in found:
+                raise DataError(f"{found[stem]} and {file} have the same name but for their endings. Keep one.")
+            found[stem] = file
+    return found
