@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ayni_coordinator.simulation import cli as simulation_cli
+
 Home = Annotated[Path, typer.Argument(help="The coordinator's own folder.", metavar="HOME")]
 Changes = Annotated[
     list[str] | None,
@@ -25,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Called by the command line through the entry point `ayni.commands`."""
     app.add_typer(coordinator_app, name="coordinator")
     app.command("demo")(demo)
+    simulation_cli.register(app)
 
 
 @coordinator_app.command("example")

@@ -18,7 +18,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One site at the end of one run. `metrics` are auc and balanced_accuracy, or dice and hd95 (pixels), on test images.
+    """One site at the end of one run, on test images: auc and balanced_accuracy, or dice and hd95 (pixels).
 
     Bytes and seconds are of the whole run on this site's line and of this site's own work (processor seconds of one
     thread); divided by `rounds` they are a round's.
@@ -30,7 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     site: str
     role: SiteRole
     num_train: Count
-    metrics: dict[str, float]
+    metrics: Annotated[dict[str, float], Meta(min_length=1)]
     bytes_up: Count
     bytes_down: Count
     seconds: Annotated[float, Meta(ge=0)]

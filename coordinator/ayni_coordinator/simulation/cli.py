@@ -1,0 +1,61 @@
+"""`ayni simulate`: a thin face on `simulate.py`. Heavy parts are imported inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Called by the coordinator's part of the command line."""
+    app.command("simulate")(simulate)
+
+
+def simulate(
+    experiment: Annotated[Path, typer.Argument(help="A TOML file: methods, seeds, tasks.", metavar="EXPERIMENT")],
+    out: Annotated[Path, typer.Option(help="Where rows, results.json and results.md go.")],
+    data: Annotated[Path, typer.Option(help="The folder that `ayni data fetch` filled.")] = Path("data"),
+    task: Annotated[list[str] | None, typer.Option(help="Only this task now; repeatable.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method now; repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed now; repeatable.")] = None,
+    engine: Annotated[str, typer.Option(help="processes, or ray (also over several machines).")] = "processes",
+    workers: Annotated[int | None, typer.Option(min=1, max=4096, help="Runs at once; one per core by default.")] = None,
+    memory_mb: Annotated[
+        int | None, typer.Option(min=1, help="For all runs together; 80 % of what is free by default.")
+    ] = None,
+    memory_per_run_mb: Annotated[
+        int | None, typer.Option(min=1, help="For one run; learned from finished runs by default.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Compare methods: whole federations, each simulated in one process. May be killed and started again at any point.
+
+    Finished runs lie in OUT/rows and are kept as long as their task, settings and Ayni's version stay the same.
+    Ends with 3 if some runs failed; the same command tries them again.
+
+    Example: ayni simulate examples/evidence/evidence.toml --out out/evidence
+    """
+    from ayni.errors import UserError
+    from ayni.terminal import print_json
+    from ayni_coordinator.simulation.experiment import read_experiment
+    from ayni_coordinator.simulation.simulate import Request, require_parts
+    from ayni_coordinator.simulation.simulate import simulate as run
+
+    if engine not in ("processes", "ray"):
+        raise UserError(f"--engine is processes or ray, not {engine!r}.")
+    require_parts()
+    request = Request(
+        out=out, data=data, tasks=task or (), methods=method or (), seeds=seed or (),
+        num_workers=workers, memory_mb=memory_mb, memory_per_run_mb=memory_per_run_mb,
+    )  # fmt: skip
+    summary = run(read_experiment(experiment), request)
+    if json:
+        print_json(summary)
+    else:
+        typer.echo(f"{summary.num_rows} rows in {summary.results}; {summary.ran} runs now, {summary.kept} before.")
+        for failed in summary.failed:
+            typer.echo(f"failed: {failed.method} on {failed.task}, seed {failed.seed}: {failed.message}")
+    if summary.failed:
+        raise typer.Exit(3)

@@ -1,0 +1,118 @@
+"""An experiment: which methods are compared on which tasks, with which seeds. Read from a TOML file."""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from ayni.errors import UserError
+from ayni.task import Name, Task, read_task
+
+METHODS = "ayni_coordinator.simulation.methods"
+Seed = Annotated[int, Meta(ge=0, lt=2**31)]
+Setting = bool | int | float | str
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings are closed: a mistyped name is an error, not a silent default."""
+
+
+class TaskEntry(_Settings, frozen=True, kw_only=True):
+    """One task: `task` is a task file, from the experiment's folder; `data` is a data set's name below the data folder.
+
+    `public` and `sites` say which images are public and how the others are dealt out; `settings` are per method.
+    """
+
+    task: str
+    data: Name
+    public: dict[str, Any] = {}
+    sites: dict[str, Any] = {}
+    settings: dict[str, dict[str, Setting]] = {}
+
+
+class ExperimentFile(_Settings, frozen=True, kw_only=True):
+    """The whole TOML file."""
+
+    methods: Annotated[tuple[str, ...], Meta(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
+    tasks: Annotated[tuple[TaskEntry, ...], Meta(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPart:
+    """An experiment's entry with its task file read. `told` is what that file says, without defaults and comments."""
+
+    entry: TaskEntry
+    task: Task
+    told: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What an experiment file says, with its task files read and all names checked."""
+
+    path: Path
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    parts: tuple[TaskPart, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Their names, in the file's order."""
+        return tuple(part.task.name for part in self.parts)
+
+
+def known_methods() -> tuple[str, ...]:
+    """One module in `methods` per method, but for names with an underscore in front. Imports none of them, no torch."""
+    spec = importlib.util.find_spec(METHODS)
+    folders = spec.submodule_search_locations if spec else None
+    return tuple(sorted(found.name for found in pkgutil.iter_modules(folders or []) if not found.name.startswith("_")))
+
+
+def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experiment:
+    """Raises UserError, early, for whatever is wrong in the file or in a task file. `methods`: those that there are."""
+    try:
+        file = msgspec.convert(tomllib.loads(path.read_text()), ExperimentFile)
+    except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise UserError(f"{path} is no experiment file: {error}.") from None
+    known = known_methods() if methods is None else methods
+    settings_for = [name for entry in file.tasks for name in entry.settings]
+    for name in [*file.methods, *settings_for]:
+        if name not in known:
+            raise UserError(f"{path}: there is no method {name!r}. Methods are {', '.join(known)}.")
+    parts = tuple(_part(path, entry) for entry in file.tasks)
+    _check_distinct(path, "method", file.methods)
+    _check_distinct(path, "seed", file.seeds)
+    _check_distinct(path, "task named", [part.task.name for part in parts])
+    return Experiment(path, file.methods, file.seeds, parts)
+
+
+def check_data(data: Path, parts: Iterable[TaskPart]) -> None:
+    """Raises UserError if a data set's folder or file (NAME, NAME.npz) is not below the data folder."""
+    for part in parts:
+        name = part.entry.data
+        if not (data / name).exists() and not (data / f"{name}.npz").exists():
+            raise UserError(
+                f"task {part.task.name!r} needs the data {name!r}, and there is no {data / name}. "
+                f"`ayni data fetch {name} --from SOURCE` brings it; --data says in which folder data are."
+            )
+
+
+def _part(path: Path, entry: TaskEntry) -> TaskPart:
+    file = path.parent / entry.task
+    task = read_task(file)
+    return TaskPart(entry, task, tomllib.loads(file.read_text()))
+
+
+def _check_distinct(path: Path, what: str, values: Sequence[str | int]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{path}: {what} {value!r} is there {values.count(value)} times; once is enough.")
