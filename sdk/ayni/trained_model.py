@@ -10,18 +10,49 @@ from pathlib import Path
 import msgspec
 
 from ayni.errors import UserError
-from ayni.task import ResNetSettings, Role, Task
+from ayni.task import Architecture, Role, Task
 
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
 
 
-class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Figures on one set of images. `auc` is the area under the ROC curve (macro over classes if more than two)."""
+class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Figures on one set of images. `auc` is the area under the ROC curve (macro over classes if more than two).
+
+    Of a segmentation, `dice` is the mean over images and structures (both masks empty: 1), and `hd95` the mean of the
+    95th percentile of the distances between the outlines, in pixels of what the network sees (both masks empty: 0;
+    one of them: the image's diagonal); None if it was not measured. `auc` and `balanced_accuracy` then say nothing.
+    """
 
     num_images: int
-    auc: float
-    balanced_accuracy: float
+    auc: float = 0.5
+    balanced_accuracy: float = 0.0
+    dice: float | None = None
+    hd95: float | None = None
+
+    @property
+    def main(self) -> float:
+        """What models are chosen by: Dice of a segmentation, AUC of a classification."""
+        return self.auc if self.dice is None else self.dice
+
+    @property
+    def main_name(self) -> str:
+        return "AUC" if self.dice is None else "Dice"
+
+    def words(self) -> str:
+        """
+        >>> Scores(num_images=9, dice=0.9, hd95=2.0).words()
+        'Dice 0.900, HD95 2.0 pixels'
+        """
+        if self.dice is None:
+            return f"AUC {self.auc:.3f}, balanced accuracy {self.balanced_accuracy:.3f}"
+        return f"Dice {self.dice:.3f}" + ("" if self.hd95 is None else f", HD95 {self.hd95:.1f} pixels")
+
+    def figures(self) -> dict[str, float]:
+        """What was measured, by its name."""
+        if self.dice is None:
+            return {"auc": self.auc, "balanced_accuracy": self.balanced_accuracy}
+        return {"dice": self.dice} | ({} if self.hd95 is None else {"hd95": self.hd95})
 
 
 class TrainedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +66,7 @@ class TrainedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     site: str
     role: Role
     task: Task
-    network: ResNetSettings
+    network: Architecture
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     temperature: float

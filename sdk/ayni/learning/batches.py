@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ayni.task import TrainingSettings
+
 MAX_TURN_DEGREES, MAX_SCALE, MAX_SHIFT, MAX_GAIN = 8.0, 0.08, 0.06, 0.15
 
 
@@ -66,13 +68,10 @@ def as_tensor(pixels_NHWC: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels_NHWC, 3, 1)))
 
 
-def augment(x_BCHW: Tensor, *, seed: int) -> Tensor:
-    """Turn, scale and shift each image a little, and vary its contrast: what differs between two takes of a patient.
-
-    No mirroring: the heart is on the left. Edges are continued outwards.
-    """
+def variation(num_images: int, *, mirror: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How each of B images is turned, scaled and shifted [B, 2, 3], and its contrast and brightness [B] varied: what
+    differs between two takes of a patient. `mirror`: left and right, top and bottom too."""
     generator = torch.Generator().manual_seed(seed)
-    num_images = len(x_BCHW)
 
     def draw(limit: float) -> Tensor:
         return (torch.rand(num_images, generator=generator) * 2 - 1) * limit
@@ -80,7 +79,49 @@ def augment(x_BCHW: Tensor, *, seed: int) -> Tensor:
     angle_B, scale_B = draw(math.radians(MAX_TURN_DEGREES)), 1 + draw(MAX_SCALE)
     cos_B, sin_B = torch.cos(angle_B) * scale_B, torch.sin(angle_B) * scale_B
     shift_x_B, shift_y_B = draw(2 * MAX_SHIFT), draw(2 * MAX_SHIFT)  # the image is 2 units wide
-    rows = torch.stack([cos_B, -sin_B, shift_x_B, sin_B, cos_B, shift_y_B], dim=1)
-    grid = functional.affine_grid(rows.view(num_images, 2, 3), list(x_BCHW.shape), align_corners=False)
-    moved_BCHW = functional.grid_sample(x_BCHW, grid, padding_mode="border", align_corners=False)
-    return moved_BCHW * (1 + draw(MAX_GAIN)).view(-1, 1, 1, 1) + draw(MAX_GAIN).view(-1, 1, 1, 1)
+    rows_B23 = torch.stack([cos_B, -sin_B, shift_x_B, sin_B, cos_B, shift_y_B], dim=1).view(num_images, 2, 3)
+    contrast_B, brightness_B = 1 + draw(MAX_GAIN), draw(MAX_GAIN)
+    if mirror:
+        rows_B23 = rows_B23 * torch.stack([draw(1).sign(), draw(1).sign()], dim=1)[:, :, None]
+    return rows_B23, contrast_B, brightness_B
+
+
+def moved(maps_BCHW: Tensor, rows_B23: Tensor) -> Tensor:
+    """Images or maps as `variation` says; edges are continued outwards."""
+    grid = functional.affine_grid(rows_B23, list(maps_BCHW.shape), align_corners=False)
+    return functional.grid_sample(maps_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Normalised, varied images [B, C, H, W] and their positions [B] in the set."""
+
+    x_BCHW: Tensor
+    chosen_B: Tensor
+    rows_B23: Tensor | None = None
+
+    def of(self, all_N: Tensor) -> Tensor:
+        """What belongs to these images of a tensor about all; maps [N, S, H, W] are moved as the images were."""
+        some_B = all_N[self.chosen_B]
+        if some_B.ndim != 4:
+            return some_B
+        return some_B.float() if self.rows_B23 is None else moved(some_B.float(), self.rows_B23)
+
+
+class Batches:
+    """A set of images as batches by the number of the step; each is varied anew if the task says so."""
+
+    def __init__(self, pixels_NCHW: Tensor, normalise: Normaliser, training: TrainingSettings, *, seed: int) -> None:
+        self.pixels_NCHW, self.normalise, self.training, self.seed = pixels_NCHW, normalise, training, seed
+
+    def at(self, number: int) -> Batch:
+        order_B = batch_indices(len(self.pixels_NCHW), self.training.batch_size, number, seed=self.seed)
+        chosen_B = torch.from_numpy(order_B)
+        x_BCHW = self.normalise(self.pixels_NCHW[chosen_B])
+        if not self.training.augment:
+            return Batch(x_BCHW, chosen_B)
+        rows_B23, contrast_B, brightness_B = variation(
+            len(chosen_B), mirror=self.training.mirror, seed=seed_of(self.seed, "augment", number)
+        )
+        varied_BCHW = moved(x_BCHW, rows_B23) * contrast_B.view(-1, 1, 1, 1) + brightness_B.view(-1, 1, 1, 1)
+        return Batch(varied_BCHW, chosen_B, rows_B23)

@@ -15,10 +15,11 @@ from ayni.learning.batches import Normaliser
 from ayni.learning.learners import Alone
 from ayni.learning.models import Candidate, choose_and_store
 from ayni.learning.networks import seeded_network, weights_of
+from ayni.learning.objective import objective_of
 from ayni.learning.parts import tensors_of, under
-from ayni.learning.scores import answers, score
+from ayni.learning.scores import answers
 from ayni.learning.site_data import OwnImages, load_own_images
-from ayni.learning.state import HistoryLine, State, StateInfo, TrainingFolder, add_history, read_state, write_state
+from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
 from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
 from ayni.learning.training import load_global, read_task_of
 from ayni.task import Task
@@ -40,7 +41,7 @@ def finish_training(job: FinishTraining) -> Done:
         ]
     elif context.role == "clinic":
         if job.global_model:
-            shape_of = seeded_network(task.networks.small, task, task.seed)
+            shape_of = seeded_network(task.small_network, task, task.seed)
             weights = load_global(job.global_model, job.global_digest, shape_of)
             candidates.append(Candidate(f"the global model of round {job.rounds}", weights))
         if state:
@@ -57,7 +58,7 @@ def finish_training(job: FinishTraining) -> Done:
         rounds=state.info.rounds_trained if state else 0,
         steps=state.info.steps_trained if state else 0,
     )
-    return Done(num_examples=len(own.train_labels_N), peak_rss_mb=peak_rss_mb(), scores={"federated": validation})
+    return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores={"federated": validation})
 
 
 def _floats(tensors: dict[str, Array]) -> dict[str, Floats]:
@@ -83,7 +84,7 @@ def train_alone(job: TrainAlone, tell: Tell) -> Done:
     info = resume(learner, checkpoint, name)
     if info is None:
         start = StateInfo(job=name, round_number=0, pixel_mean=own.normalise.mean, pixel_std=own.normalise.std)
-        _add_point(folder, learner.network, own, start)
+        _add_point(folder, learner.network, task, own, start)
         info = msgspec.structs.replace(start, round_number=1)
     for round_number in range(info.round_number, rounds + 1):
         info = run_steps(
@@ -96,7 +97,7 @@ def train_alone(job: TrainAlone, tell: Tell) -> Done:
             what=f"alone, part {round_number} of {rounds}",
             tell=tell,
         )
-        _add_point(folder, learner.average.module, own, info)
+        _add_point(folder, learner.average.module, task, own, info)
         info = msgspec.structs.replace(info, round_number=round_number + 1, step=0, loss_sums={})
     write_state(checkpoint, State(info, tensors_of(learner.parts)))
     candidates = [
@@ -108,17 +109,15 @@ def train_alone(job: TrainAlone, tell: Tell) -> Done:
     )
     checkpoint.unlink()
     return Done(
-        num_examples=len(own.train_labels_N),
+        num_examples=len(own.train_truth),
         train_s=round(info.train_s, 3),
         peak_rss_mb=peak_rss_mb(),
         scores={"alone": validation},
     )
 
 
-def _add_point(folder: TrainingFolder, network: nn.Module, own: OwnImages, info: StateInfo) -> None:
-    if len(own.holdout_labels_M):
-        now = score(answers(network, own.holdout_MCHW, own.normalise), own.holdout_labels_M)
-        line = HistoryLine(
-            round=info.round_number, auc=now.auc, balanced_accuracy=now.balanced_accuracy, losses=mean_losses(info)
-        )
+def _add_point(folder: TrainingFolder, network: nn.Module, task: Task, own: OwnImages, info: StateInfo) -> None:
+    if len(own.holdout_truth):
+        now = objective_of(task.kind).score(answers(network, own.holdout_MCHW, own.normalise), own.holdout_truth)
+        line = history_line(info.round_number, now, None, mean_losses(info))
         add_history(folder.history("alone"), [line])

@@ -11,13 +11,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ayni.errors import UserError
-from ayni.learning.batches import Normaliser, augment, batch_indices, seed_of
-from ayni.learning.fedhelp import clinic_private_loss, clinic_public_loss, hospital_losses
+from ayni.learning.batches import Batches, Normaliser, seed_of
+from ayni.learning.fedhelp import clinic_public_loss, hospital_losses
 from ayni.learning.networks import Network, initial_weights, load_weights, seeded_network
+from ayni.learning.objective import objective_of
 from ayni.learning.parts import Parts
 from ayni.learning.site_data import OwnImages, PublicImages
 from ayni.task import Task, TrainingSettings
@@ -41,22 +41,6 @@ def learning_rate_at(number: int, num_steps: int, training: TrainingSettings) ->
     rise = min(1.0, (number + 1) / warm_up)
     done = min(1.0, max(0.0, (number - warm_up) / max(1.0, num_steps - warm_up)))
     return training.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * done))
-
-
-class Batches:
-    """A set of images as batches by the number of the step; each is varied anew if the task says so."""
-
-    def __init__(self, pixels_NCHW: Tensor, normalise: Normaliser, training: TrainingSettings, *, seed: int) -> None:
-        self.pixels_NCHW, self.normalise, self.training, self.seed = pixels_NCHW, normalise, training, seed
-
-    def at(self, number: int) -> tuple[Tensor, Tensor]:
-        """Normalised images [B, C, H, W] and their positions [B] in the set."""
-        order_B = batch_indices(len(self.pixels_NCHW), self.training.batch_size, number, seed=self.seed)
-        chosen_B = torch.from_numpy(order_B)
-        x_BCHW = self.normalise(self.pixels_NCHW[chosen_B])
-        if self.training.augment:
-            x_BCHW = augment(x_BCHW, seed=seed_of(self.seed, "augment", number))
-        return x_BCHW, chosen_B
 
 
 def own_batches(own: OwnImages, normalise: Normaliser, task: Task, site: str) -> Batches:
@@ -96,10 +80,10 @@ class Clinic:
     """
 
     def __init__(self, own: OwnImages, public: PublicImages | None, task: Task, site: str, *, distill: bool) -> None:
-        self.task, self.own, self.public = task, own, public
+        self.task, self.own, self.public, self.objective = task, own, public, objective_of(task.kind)
         self.num_steps = task.training.rounds * task.training.steps_per_round
         normalise = public.normalise if public else own.normalise
-        self.small = seeded_network(task.networks.small, task, seed_of(task.seed, site, "small"))
+        self.small = seeded_network(task.small_network, task, seed_of(task.seed, site, "small"))
         self.optimiser = adam(self.small, task.training)
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {"small": self.small, "small_adam": self.optimiser}
         self.private_batches = own_batches(own, normalise, task, site)
@@ -107,13 +91,13 @@ class Clinic:
         # without weights from others the consensus is what a clinic learns from them
         weight = task.fedhelp.consensus_weight
         self.consensus_weight = max(weight, 1.0) if distill else weight
-        self.guidance_PG = public.guidance_PG if public and task.fedhelp.guidance_weight > 0 else None
-        self.consensus_PC = public.consensus_PC if public and self.consensus_weight > 0 else None
-        self.public_head: nn.Linear | None = None
-        if public and self.guidance_PG is not None:
+        self.guidance = public.guidance if public and task.fedhelp.guidance_weight > 0 else None
+        self.consensus = public.consensus if public and self.consensus_weight > 0 else None
+        self.public_head: nn.Module | None = None
+        if public and self.guidance is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(task.seed, site, "public head"))
-                self.public_head = nn.Linear(task.networks.small.planes[-1], self.guidance_PG.shape[1])
+                self.public_head = self.small.new_head(self.guidance.shape[1])
             self.optimisers.append(adam(self.public_head, task.training))
             self.parts |= {"public_head": self.public_head, "public_head_adam": self.optimisers[-1]}
         if public:
@@ -122,23 +106,24 @@ class Clinic:
 
     def step(self, number: int) -> dict[str, float]:
         rate = learning_rate_at(number, self.num_steps, self.task.training)
-        x_BCHW, chosen_B = self.private_batches.at(number)
-        loss = clinic_private_loss(self.small, x_BCHW, self.own.train_labels_N[chosen_B])
+        batch = self.private_batches.at(number)
+        loss = self.objective.supervised(self.small(batch.x_BCHW), batch.of(self.own.train_truth))
         losses = {"private": descend(loss, rate, self.optimiser)}
-        if self.guidance_PG is not None or self.consensus_PC is not None:
+        if self.guidance is not None or self.consensus is not None:
             losses["public"] = self._public_step(number, rate)
         return losses
 
     def _public_step(self, number: int, rate: float) -> float:
-        x_BCHW, chosen_B = self.public_batches.at(number)
+        batch = self.public_batches.at(number)
         loss = clinic_public_loss(
             self.small,
             self.public_head,
-            x_BCHW,
-            guidance_BG=None if self.guidance_PG is None else self.guidance_PG[chosen_B],
-            consensus_BC=None if self.consensus_PC is None else self.consensus_PC[chosen_B],
+            batch.x_BCHW,
+            guidance=None if self.guidance is None else batch.of(self.guidance),
+            consensus=None if self.consensus is None else batch.of(self.consensus),
             consensus_weight=self.consensus_weight,
             settings=self.task.fedhelp,
+            objective=self.objective,
         )
         return descend(loss, rate, *self.optimisers)
 
@@ -147,10 +132,10 @@ class Hospital:
     """The large network, which stays, and its small proxy, which travels; both see the same private images."""
 
     def __init__(self, own: OwnImages, normalise: Normaliser, task: Task, site: str) -> None:
-        self.task, self.own = task, own
+        self.task, self.own, self.objective = task, own, objective_of(task.kind)
         self.num_steps = task.training.rounds * task.training.steps_per_round
-        self.small = seeded_network(task.networks.small, task, seed_of(task.seed, site, "small"))
-        self.large = seeded_network(task.networks.large, task, seed_of(task.seed, site, "large"))
+        self.small = seeded_network(task.small_network, task, seed_of(task.seed, site, "small"))
+        self.large = seeded_network(task.large_network, task, seed_of(task.seed, site, "large"))
         self.average = averaged(self.large, self.num_steps)
         self.optimisers = (adam(self.small, task.training), adam(self.large, task.training))
         self.batches = own_batches(own, normalise, task, site)
@@ -163,9 +148,10 @@ class Hospital:
         }
 
     def step(self, number: int) -> dict[str, float]:
-        x_BCHW, chosen_B = self.batches.at(number)
-        labels_B = self.own.train_labels_N[chosen_B]
-        losses = hospital_losses(self.small(x_BCHW), self.large(x_BCHW), labels_B, self.task.fedhelp)
+        batch = self.batches.at(number)
+        truth = batch.of(self.own.train_truth)
+        proxy_logits, large_logits = self.small(batch.x_BCHW), self.large(batch.x_BCHW)
+        losses = hospital_losses(proxy_logits, large_logits, truth, self.task.fedhelp, self.objective)
         rate = learning_rate_at(number, self.num_steps, self.task.training)
         descend(losses.proxy + losses.large, rate, *self.optimisers)  # the teachers are detached: no gradient crosses
         self.average.update_parameters(self.large)
@@ -176,11 +162,11 @@ class Alone:
     """The network that diagnoses (small at a clinic, large at a hospital), trained on the site's own images only."""
 
     def __init__(self, own: OwnImages, task: Task, site: str, *, large: bool, num_steps: int) -> None:
-        self.task, self.own, self.num_steps = task, own, num_steps
+        self.task, self.own, self.num_steps, self.objective = task, own, num_steps, objective_of(task.kind)
         if large:
-            self.network = seeded_network(task.networks.large, task, seed_of(task.seed, site, "large"))
+            self.network = seeded_network(task.large_network, task, seed_of(task.seed, site, "large"))
         else:
-            self.network = seeded_network(task.networks.small, task, task.seed)
+            self.network = seeded_network(task.small_network, task, task.seed)
             load_weights(self.network, initial_weights(task))
         self.average = averaged(self.network, num_steps)
         self.optimiser = adam(self.network, task.training)
@@ -192,8 +178,8 @@ class Alone:
         }
 
     def step(self, number: int) -> dict[str, float]:
-        x_BCHW, chosen_B = self.batches.at(number)
-        loss = functional.cross_entropy(self.network(x_BCHW), self.own.train_labels_N[chosen_B])
+        batch = self.batches.at(number)
+        loss = self.objective.supervised(self.network(batch.x_BCHW), batch.of(self.own.train_truth))
         value = descend(loss, learning_rate_at(number, self.num_steps, self.task.training), self.optimiser)
         self.average.update_parameters(self.network)
         return {"private": value}

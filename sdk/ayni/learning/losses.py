@@ -1,12 +1,17 @@
-"""FedHelp's distillation terms for classification (arXiv 2412.19654, section 3). B = images, C = classes.
+"""FedHelp's losses (arXiv 2412.19654, section 3), of classes and of masks. B = images, C = classes, S = structures.
 
-Pure functions of logits; the teacher's side never receives a gradient.
+Pure functions of logits; the teacher's side never receives a gradient. A structure's logit at a pixel is that of a
+Bernoulli variable: its softmax over one channel would always be 1, and every term of it 0.
 """
 
 from __future__ import annotations
 
+import torch
+from monai.losses.dice import DiceLoss
 from torch import Tensor
 from torch.nn import functional
+
+_soft_dice = DiceLoss(sigmoid=True)
 
 
 def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float) -> Tensor:
@@ -45,6 +50,48 @@ def ranking_loss(student_BC: Tensor, teacher_BC: Tensor, *, top_k: int, margin: 
     inside_BA = student_BC.gather(1, order_BC[:, :top_k])
     outside_BO = student_BC.gather(1, order_BC[:, top_k:])
     return functional.relu(margin - (inside_BA[:, :, None] - outside_BO[:, None, :])).mean()
+
+
+def mask_loss(logits_BSHW: Tensor, masks_BSHW: Tensor) -> Tensor:
+    """Binary cross-entropy (nats per pixel and structure) plus soft Dice loss (of each image and structure), means."""
+    masks_BSHW = masks_BSHW.to(logits_BSHW.dtype)
+    surprise = functional.binary_cross_entropy_with_logits(logits_BSHW, masks_BSHW)
+    dice: Tensor = _soft_dice(logits_BSHW, masks_BSHW)
+    return surprise + dice
+
+
+def mask_distillation_loss(student_BSHW: Tensor, teacher_BSHW: Tensor, *, temperature: float) -> Tensor:
+    """KL(teacher || student) of each pixel's and structure's Bernoulli, nats per pixel and structure (as the
+    cross-entropy of `mask_loss`), times temperature**2.
+
+    >>> import torch
+    >>> sure = torch.full((1, 1, 1, 1), 9.0)
+    >>> round(mask_distillation_loss(torch.zeros(1, 1, 1, 1), sure, temperature=1.0).item(), 2)  # log 2, nearly
+    0.69
+    """
+    _check_maps(student_BSHW, teacher_BSHW)
+    student, teacher = student_BSHW / temperature, teacher_BSHW.detach() / temperature
+    cross_entropy = functional.binary_cross_entropy_with_logits(student, torch.sigmoid(teacher))
+    entropy = functional.binary_cross_entropy_with_logits(teacher, torch.sigmoid(teacher))
+    return (cross_entropy - entropy) * temperature**2
+
+
+def mask_order_loss(student_BSHW: Tensor, teacher_BSHW: Tensor, *, margin: float) -> Tensor:
+    """`ranking_loss` of two classes, inside and outside: the mean of max(0, margin - s z), where z is the student's
+    logit and s = 1 where the teacher says inside, -1 elsewhere.
+
+    >>> import torch
+    >>> mask_order_loss(torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -3.0), margin=0.5).item()
+    2.5
+    """
+    _check_maps(student_BSHW, teacher_BSHW)
+    side_BSHW = torch.where(teacher_BSHW.detach() > 0, 1.0, -1.0)
+    return functional.relu(margin - side_BSHW * student_BSHW).mean()
+
+
+def _check_maps(student_BSHW: Tensor, teacher_BSHW: Tensor) -> None:
+    if student_BSHW.shape != teacher_BSHW.shape or student_BSHW.ndim != 4:
+        raise ValueError(f"needs logits [B, S, H, W] of one shape: {student_BSHW.shape}, {teacher_BSHW.shape}")
 
 
 def _check_pair(student_BC: Tensor, teacher_BC: Tensor) -> None:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from ayni.artefacts.files import write_atomic
-from ayni.auc_error import auc_standard_error
+from ayni.data.masks import load_segmented
 from ayni.data.read import load_images
 from ayni.jobs import Done, Evaluate, SiteContext
 from ayni.learning.batches import Normaliser, as_tensor
 from ayni.learning.networks import build_network, load_weights
-from ayni.learning.scores import answers, calibration_temperature, score
+from ayni.learning.objective import objective_of
+from ayni.learning.scores import answers, score, score_masks
 from ayni.learning.site_data import OwnImages
-from ayni.task import ImageSettings, ResNetSettings, Task
+from ayni.task import Architecture, ImageSettings, Task
 from ayni.tensors import safe
 from ayni.tensors.safe import Floats
 from ayni.trained_model import MODEL_FILE, WEIGHTS_FILE, Scores, TrainedModel
@@ -35,13 +36,13 @@ class Candidate(NamedTuple):
     weights: dict[str, Floats]
 
 
-def diagnosis_network(context: SiteContext, task: Task) -> ResNetSettings:
+def diagnosis_network(context: SiteContext, task: Task) -> Architecture:
     """The large network at a hospital, the small one at a clinic."""
-    return task.networks.large if context.role == "hospital" else task.networks.small
+    return task.large_network if context.role == "hospital" else task.small_network
 
 
 def _answers_of(
-    settings: ResNetSettings,
+    settings: Architecture,
     image: ImageSettings,
     weights: dict[str, Floats],
     pixels_NCHW: Tensor,
@@ -63,24 +64,24 @@ def choose_and_store(
     rounds: int,
     steps: int,
 ) -> Scores:
-    """Write HOME/models/KIND with the candidate of the best AUC on held-out images; returns its figures there.
+    """Write HOME/models/KIND with the best candidate on held-out images (AUC, Dice); returns its figures there.
 
     A later candidate must beat the first by more than chance would (one standard error): a few images decide little.
     """
     settings = diagnosis_network(context, task)
-    labels_M = own.holdout_labels_M
-    if len(labels_M):
+    truth, objective = own.holdout_truth, objective_of(task.kind)
+    if len(truth):
         logits = [_answers_of(settings, task.image, c.weights, own.holdout_MCHW, normalise) for c in candidates]
-        figures = [score(logits_MC, labels_M) for logits_MC in logits]
-        best = _best(figures, labels_M)
-        chosen, temperature = candidates[best], calibration_temperature(logits[best], labels_M)
-        others = [f"{c.name} {f.auc:.3f}" for c, f in zip(candidates, figures, strict=True) if c is not chosen]
-        words = f"{chosen.name}: AUC {figures[best].auc:.3f} on {len(labels_M)} held-out images"
+        figures = [objective.score(some_logits, truth) for some_logits in logits]
+        best = best_of([figure.main for figure in figures], objective.chance(logits[0], truth))
+        chosen, temperature = candidates[best], objective.temperature(logits[best], truth)
+        others = [f"{c.name} {f.main:.3f}" for c, f in zip(candidates, figures, strict=True) if c is not chosen]
+        words = f"{chosen.name}: {figures[best].main_name} {figures[best].main:.3f} on {len(truth)} held-out images"
         words += f" ({', '.join(others)})" if others else ""
         validation = figures[best]
     else:
         chosen, temperature, words = candidates[0], 1.0, f"{candidates[0].name}: no image could be held out"
-        validation = Scores(num_images=0, auc=0.5, balanced_accuracy=0.0)
+        validation = Scores(num_images=0, dice=0.0 if task.kind == "segmentation" else None)
     model = TrainedModel(
         kind=kind,
         site=context.site,
@@ -90,8 +91,8 @@ def choose_and_store(
         pixel_mean=normalise.mean,
         pixel_std=normalise.std,
         temperature=temperature,
-        num_train_per_class=own.count(own.train_labels_N, task.classes),
-        num_holdout_per_class=own.count(labels_M, task.classes),
+        num_train_per_class=own.count(own.train_truth, task.classes),
+        num_holdout_per_class=own.count(truth, task.classes),
         validation=validation,
         rounds=rounds,
         steps=steps,
@@ -105,25 +106,14 @@ def choose_and_store(
     return validation
 
 
-def _best(figures: list[Scores], labels_M: Tensor) -> int:
-    """The first candidate, unless another beats it by more than one standard error."""
-    best = int(np.argmax([figure.auc for figure in figures]))
-    margin = auc_error_of(figures[0].auc, labels_M)
-    return best if figures[best].auc > figures[0].auc + margin else 0
+def best_of(figures: Sequence[float], chance: float) -> int:
+    """The first candidate, unless another beats it by more than `chance`, one standard error.
 
-
-def auc_error_of(auc: float, labels_M: Tensor) -> float:
-    """The standard error of an AUC for the rarest class against the rest.
-
-    >>> round(auc_error_of(0.9, torch.tensor([1] * 50 + [0] * 50)), 4)
-    0.0321
+    >>> best_of([0.90, 0.91, 0.94], 0.02), best_of([0.90, 0.91], 0.02)
+    (2, 0)
     """
-    counts = np.bincount(labels_M.numpy())
-    num_positive = int(counts[counts > 0].min())
-    num_negative = len(labels_M) - num_positive
-    if num_negative == 0:
-        return 0.5
-    return auc_standard_error(auc, num_positive=num_positive, num_negative=num_negative)
+    best = int(np.argmax(figures))
+    return best if figures[best] > figures[0] + chance else 0
 
 
 def read_weights(folder: Path) -> dict[str, Floats]:
@@ -140,9 +130,14 @@ def evaluate(job: Evaluate) -> Done:
         if not (folder / MODEL_FILE).exists():
             continue
         model = TrainedModel.read(folder)
-        images = load_images(Path(job.data), model.task.image, model.task.classes, job.split)
-        normalise = Normaliser(model.pixel_mean, model.pixel_std)
-        pixels_NCHW, labels_N = as_tensor(images.pixels_NHWC), torch.from_numpy(images.labels_N)
-        logits_NC = _answers_of(model.network, model.task.image, read_weights(folder), pixels_NCHW, normalise)
-        scores[kind] = score(logits_NC, labels_N)
+        normalise, image = Normaliser(model.pixel_mean, model.pixel_std), model.task.image
+        if model.task.kind == "segmentation":
+            segmented = load_segmented(Path(job.data), image, model.task.classes, job.split)
+            pixels_NCHW, masks_NSHW = as_tensor(segmented.pixels_NHWC), torch.from_numpy(segmented.masks_NSHW)
+            logits = _answers_of(model.network, image, read_weights(folder), pixels_NCHW, normalise)
+            scores[kind] = score_masks(logits, masks_NSHW, distances=True)
+            continue
+        images = load_images(Path(job.data), image, model.task.classes, job.split)
+        logits = _answers_of(model.network, image, read_weights(folder), as_tensor(images.pixels_NHWC), normalise)
+        scores[kind] = score(logits, torch.from_numpy(images.labels_N))
     return Done(scores=scores)

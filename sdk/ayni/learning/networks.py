@@ -1,6 +1,6 @@
-"""The networks: MONAI ResNets with group normalisation, an extractor and a linear head.
+"""The networks: MONAI's ResNet (classification) and U-Net (segmentation) with group normalisation, and a linear head.
 
-B = images, F = features, C = classes, h x w = the feature map.
+B = images, F = features, C = classes or structures, H x W = pixels, h x w = the feature map.
 """
 
 from __future__ import annotations
@@ -11,35 +11,49 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from monai.networks.nets.resnet import ResNet
+from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
-from ayni.task import ImageSettings, ResNetSettings, Task
+from ayni.task import Architecture, ImageSettings, ResNetSettings, Task, UNetSettings
 from ayni.tensors.safe import Floats
 
 LARGEST_NUM_GROUPS = 8
 
 
 class Network(nn.Module):
-    """`head` of the mean over h x w of `extractor`."""
+    """`head` of the features: the mean over h x w of what a classifier extracts, each pixel's of a U-Net's."""
 
-    def __init__(self, extractor: nn.Sequential, num_features: int, num_classes: int) -> None:
+    def __init__(self, extractor: nn.Sequential, num_features: int, num_outputs: int, *, dense: bool = False) -> None:
         super().__init__()
         self.extractor = extractor
-        self.head = nn.Linear(num_features, num_classes)
+        self.num_features, self.dense = num_features, dense
+        self.head = self.new_head(num_outputs)
+
+    def new_head(self, num_outputs: int) -> nn.Module:
+        """One more head for these features, with fresh weights."""
+        if self.dense:
+            return nn.Conv2d(self.num_features, num_outputs, kernel_size=1)
+        return nn.Linear(self.num_features, num_outputs)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """[B, F]: what a head sees."""
+        """What a head sees: [B, F], or [B, F, H, W] of a U-Net."""
         feature_map_BFhw: Tensor = self.extractor(x_BCHW)
-        return feature_map_BFhw.mean(dim=(2, 3))
+        return feature_map_BFhw if self.dense else feature_map_BFhw.mean(dim=(2, 3))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits [B, C] of normalised images."""
-        logits_BC: Tensor = self.head(self.features(x_BCHW))
-        return logits_BC
+        """Logits of normalised images: [B, C] of classes, or [B, C, H, W] of structures."""
+        logits: Tensor = self.head(self.features(x_BCHW))
+        return logits
 
 
-def build_network(settings: ResNetSettings, image: ImageSettings, num_classes: int) -> Network:
+def build_network(settings: Architecture, image: ImageSettings, num_outputs: int) -> Network:
     """A network with fresh weights from torch's random state. Its state names are `extractor.*` and `head.*`."""
+    if isinstance(settings, UNetSettings):
+        return _build_unet(settings, image, num_outputs)
+    return _build_resnet(settings, image, num_outputs)
+
+
+def _build_resnet(settings: ResNetSettings, image: ImageSettings, num_outputs: int) -> Network:
     resnet = ResNet(
         "basic",
         list(settings.layers),
@@ -58,11 +72,31 @@ def build_network(settings: ResNetSettings, image: ImageSettings, num_classes: i
     parts.update({f"stage{i}": getattr(resnet, f"layer{i}") for i in range(1, 5)})
     extractor = nn.Sequential(parts)
     _use_group_norm(extractor)
-    return Network(extractor, settings.planes[-1], num_classes)
+    return Network(extractor, settings.planes[-1], num_outputs)
+
+
+def _build_unet(settings: UNetSettings, image: ImageSettings, num_outputs: int) -> Network:
+    """Batch normalisation first, replaced as in the ResNet: MONAI wants one number of groups for all layers."""
+    unet = UNet(
+        spatial_dims=2,
+        in_channels=image.channels,
+        out_channels=settings.features,
+        channels=settings.channels,
+        strides=[2] * (len(settings.channels) - 1),
+        num_res_units=settings.residual_units,
+        act=("leakyrelu", {"negative_slope": 0.1}),
+        norm="batch",
+    )
+    parts = OrderedDict(
+        unet=unet, norm=nn.BatchNorm2d(settings.features), act=nn.LeakyReLU(0.1)
+    )  # MONAI ends in a bare convolution
+    extractor = nn.Sequential(parts)
+    _use_group_norm(extractor)
+    return Network(extractor, settings.features, num_outputs, dense=True)
 
 
 def _use_group_norm(module: nn.Module) -> None:
-    """MONAI's ResNet hands `norm` to its stem alone; its blocks would keep batch normalisation."""
+    """MONAI's ResNet hands `norm` to its stem alone, and its U-Net one number of groups to all its layers."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, nn.GroupNorm(num_groups_of(child.num_features), child.num_features))
@@ -76,7 +110,7 @@ def num_groups_of(num_channels: int) -> int:
     return next(fitting, 1)
 
 
-def seeded_network(settings: ResNetSettings, task: Task, seed: int) -> Network:
+def seeded_network(settings: Architecture, task: Task, seed: int) -> Network:
     """The same seed gives the same weights, whatever else the process has drawn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -85,7 +119,7 @@ def seeded_network(settings: ResNetSettings, task: Task, seed: int) -> Network:
 
 def initial_weights(task: Task) -> dict[str, Floats]:
     """The small network that round 1 starts from; half precision holds its values exactly."""
-    weights = weights_of(seeded_network(task.networks.small, task, task.seed))
+    weights = weights_of(seeded_network(task.small_network, task, task.seed))
     return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in weights.items()}
 
 

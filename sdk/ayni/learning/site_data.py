@@ -11,39 +11,50 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ayni.data.folder import LABELS_FILE
+from ayni.data.masks import load_segmented
+from ayni.data.pairs import IMAGES, MASKS
 from ayni.data.read import DATASET_FILE, load_images
 from ayni.errors import DataError, IntegrityError
 from ayni.jobs import SiteContext
 from ayni.learning.batches import Normaliser, as_tensor, seed_of
 from ayni.task import Task
 from ayni.tensors.image_set import decode_image_set
-from ayni.tensors.targets import decode_targets
+from ayni.tensors.targets import Targets, decode_targets
+
+Pixels = npt.NDArray[np.uint8]
+Truth = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class OwnImages:
-    """N training and M held-out images, 8-bit [., C, H, W]; `sha256` is of pixels and labels."""
+    """N training and M held-out images, 8-bit [., C, H, W], and their truth: class numbers [.], or masks
+    [., S, H, W] of 0 and 1. `sha256` is of pixels and truth."""
 
     train_NCHW: Tensor
-    train_labels_N: Tensor
+    train_truth: Tensor
     holdout_MCHW: Tensor
-    holdout_labels_M: Tensor
+    holdout_truth: Tensor
     normalise: Normaliser
     sha256: str
 
-    def count(self, labels: Tensor, classes: tuple[str, ...]) -> dict[str, int]:
-        return {name: int((labels == number).sum()) for number, name in enumerate(classes)}
+    def count(self, truth: Tensor, classes: tuple[str, ...]) -> dict[str, int]:
+        """Images of each class, or in which each structure occurs."""
+        if truth.ndim == 4:
+            return {name: int(truth[:, number].flatten(1).any(dim=1).sum()) for number, name in enumerate(classes)}
+        return {name: int((truth == number).sum()) for number, name in enumerate(classes)}
 
 
 @dataclass(frozen=True)
 class PublicImages:
-    """P public images, 8-bit [P, C, H, W], and what teachers answered: logits [P, G] and [P, classes]."""
+    """P public images, 8-bit [P, C, H, W], and what teachers answered: logits [P, G] and [P, classes], or maps
+    [P, ., H, W] of them."""
 
     pixels_PCHW: Tensor
-    guidance_PG: Tensor | None
-    consensus_PC: Tensor | None
+    guidance: Tensor | None
+    consensus: Tensor | None
     normalise: Normaliser
     sha256: str
 
@@ -66,25 +77,34 @@ def load_own_images(context: SiteContext, task: Task) -> OwnImages:
 
 def _stamp(data: Path) -> int:
     """Changes when the data do."""
-    marks = [data, data / LABELS_FILE, data / DATASET_FILE]
+    marks = [data, data / LABELS_FILE, data / DATASET_FILE, data / IMAGES, data / MASKS]
     return max((mark.stat().st_mtime_ns for mark in marks if mark.exists()), default=0)
 
 
 @functools.lru_cache(maxsize=1)
 def _read_own_images(data: Path, site: str, task: Task, stamp: int) -> OwnImages:
+    if task.kind == "segmentation":
+        segmented = load_segmented(data, task.image, task.classes)
+        return own_images(segmented.pixels_NHWC, segmented.masks_NSHW, task, site)
     images = load_images(data, task.image, task.classes)
     if len(np.unique(images.labels_N)) < 2:
         raise DataError(f"{data} holds images of one class only. Add images of the others: {', '.join(task.classes)}.")
-    out_N = held_out(images.labels_N, task.training.holdout_fraction, seed=seed_of(task.seed, site, "hold-out"))
-    pixels_NCHW, labels_N = as_tensor(images.pixels_NHWC), torch.from_numpy(images.labels_N)
+    return own_images(images.pixels_NHWC, images.labels_N, task, site)
+
+
+def own_images(pixels_NHWC: Pixels, truth: Truth, task: Task, site: str) -> OwnImages:
+    """A site's images with a part held out: of each class, or of all images if the truth are masks."""
+    strata_N = truth.astype(np.int64) if truth.ndim == 1 else np.zeros(len(truth), np.int64)
+    out_N = held_out(strata_N, task.training.holdout_fraction, seed=seed_of(task.seed, site, "hold-out"))
+    pixels_NCHW, truths = as_tensor(pixels_NHWC), torch.from_numpy(np.ascontiguousarray(truth))
     keep, out = torch.from_numpy(~out_N), torch.from_numpy(out_N)
     return OwnImages(
         train_NCHW=pixels_NCHW[keep],
-        train_labels_N=labels_N[keep],
+        train_truth=truths[keep],
         holdout_MCHW=pixels_NCHW[out],
-        holdout_labels_M=labels_N[out],
-        normalise=Normaliser.of(images.pixels_NHWC[~out_N]),
-        sha256=hashlib.sha256(images.pixels_NHWC.tobytes() + images.labels_N.tobytes()).hexdigest(),
+        holdout_truth=truths[out],
+        normalise=Normaliser.of(pixels_NHWC[~out_N]),
+        sha256=hashlib.sha256(pixels_NHWC.tobytes() + truth.tobytes()).hexdigest(),
     )
 
 
@@ -100,24 +120,43 @@ def load_public_images(
     expected = (task.image.height, task.image.width, task.image.channels)
     if images.info.shape[1:] != expected:
         raise IntegrityError(f"the public set has images of {images.info.shape[1:]}, the task of {expected}")
-    consensus_PC = _targets(consensus, sha256, len(images.pixels_NHWC), task.classes)
+    return public_images(images.pixels_NHWC, sha256, task, _read(guidance), _read(consensus))
+
+
+def _read(path: str | None) -> Targets | None:
+    return decode_targets(Path(path).read_bytes()) if path else None
+
+
+def public_images(
+    pixels_PHWC: Pixels, sha256: str, task: Task, guidance: Targets | None, consensus: Targets | None
+) -> PublicImages:
+    """The set whose artefact has this SHA-256, and what teachers said of it. Raises IntegrityError."""
     return PublicImages(
-        pixels_PCHW=as_tensor(images.pixels_NHWC),
-        guidance_PG=_targets(guidance, sha256, len(images.pixels_NHWC), None),
-        consensus_PC=consensus_PC,
-        normalise=Normaliser.of(images.pixels_NHWC),
+        pixels_PCHW=as_tensor(pixels_PHWC),
+        guidance=_answers_of(guidance, sha256, len(pixels_PHWC), task, None),
+        consensus=_answers_of(consensus, sha256, len(pixels_PHWC), task, task.classes),
+        normalise=Normaliser.of(pixels_PHWC),
         sha256=sha256,
     )
 
 
-def _targets(path: str | None, image_set: str, num_images: int, classes: tuple[str, ...] | None) -> Tensor | None:
-    if path is None:
+def _answers_of(
+    targets: Targets | None, image_set: str, num_images: int, task: Task, classes: tuple[str, ...] | None
+) -> Tensor | None:
+    """Logits [P, G], or maps [P, G, H, W] of the images' size."""
+    if targets is None:
         return None
-    targets = decode_targets(Path(path).read_bytes())
-    if targets.info.image_set != image_set or len(targets.logits_NC) != num_images:
-        raise IntegrityError(f"the targets of {targets.info.model_name!r} were made for another public set")
-    if classes is not None and targets.info.classes != classes:
-        raise IntegrityError(f"the consensus is over {targets.info.classes}, the task over {classes}")
-    if len(targets.info.classes) < 2:
-        raise IntegrityError(f"the targets of {targets.info.model_name!r} have fewer than two classes")
-    return torch.from_numpy(targets.logits_NC)
+    info, name = targets.info, targets.info.model_name
+    if info.image_set != image_set or len(targets.logits_NC) != num_images:
+        raise IntegrityError(f"the targets of {name!r} were made for another public set")
+    if classes is not None and info.classes != classes:
+        raise IntegrityError(f"the consensus is over {info.classes}, the task over {classes}")
+    if (info.height > 0) != (task.kind == "segmentation"):
+        raise IntegrityError(f"the targets of {name!r} are not for {task.kind}")
+    answers = torch.from_numpy(targets.logits_NC)
+    if info.height:
+        size = (task.image.height, task.image.width)
+        return functional.interpolate(answers, size=size, mode="bilinear", align_corners=False)
+    if len(info.classes) < 2:
+        raise IntegrityError(f"the targets of {name!r} have fewer than two classes")
+    return answers

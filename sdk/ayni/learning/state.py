@@ -16,6 +16,7 @@ from ayni.artefacts.files import write_atomic
 from ayni.errors import IntegrityError
 from ayni.tensors import safe
 from ayni.tensors.safe import Array
+from ayni.trained_model import Scores
 
 _STATE_NAME = re.compile(r"state-after-(\d{4,})\.safetensors")
 
@@ -83,14 +84,30 @@ class TrainingFolder:
 
 
 class HistoryLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One point of the learning curves. `auc` is on held-out images: of the network that diagnoses here after this
-    round's training, and of the global model that the round began with. Round 0 is before any training."""
+    """One point of the learning curves. `auc` (of a segmentation `dice`) is on held-out images: of the network that
+    diagnoses here after this round's training, and of the global model that the round began with. Round 0 is before
+    any training."""
 
     round: int
-    auc: float
-    balanced_accuracy: float
+    auc: float | None = None
+    balanced_accuracy: float | None = None
+    dice: float | None = None
     global_auc: float | None = None
+    global_dice: float | None = None
     losses: dict[str, float] = {}
+
+
+def history_line(round_number: int, now: Scores, of_global: float | None, losses: dict[str, float]) -> HistoryLine:
+    """`of_global`: the main figure of the global model that the round began with."""
+    if now.dice is not None:
+        return HistoryLine(round=round_number, dice=now.dice, global_dice=of_global, losses=losses)
+    return HistoryLine(
+        round=round_number,
+        auc=now.auc,
+        balanced_accuracy=now.balanced_accuracy,
+        global_auc=of_global,
+        losses=losses,
+    )
 
 
 def read_history(path: Path) -> list[HistoryLine]:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ayni.artefacts.files import write_atomic
 from ayni.errors import IntegrityError, UserError
@@ -16,28 +17,27 @@ from ayni.jobs import Done, SiteContext, TrainRound
 from ayni.learning.batches import Normaliser
 from ayni.learning.learners import Clinic, Hospital
 from ayni.learning.networks import Network, load_weights, shapes_of, weights_of
+from ayni.learning.objective import objective_of
 from ayni.learning.parts import load_parts, tensors_of, under
-from ayni.learning.scores import answers, score
+from ayni.learning.scores import answers
 from ayni.learning.site_data import OwnImages, PublicImages, load_own_images, load_public_images
-from ayni.learning.state import HistoryLine, State, StateInfo, TrainingFolder, add_history, read_state, write_state
+from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
 from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
-from ayni.task import Task, TrafficSettings
+from ayni.task import Task, TrafficSettings, check_kind
 from ayni.tensors import safe
 from ayni.tensors.safe import Array, Floats
 from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
 from ayni.tensors.update import assemble, encode_change, encode_whole
+from ayni.trained_model import Scores
 
 LOWEST_LOG_PROBABILITY = -12.0  # soft labels: less than a millionth is not told apart
+LARGEST_LOG_ODDS = 8.0  # of a pixel: surer than one in three thousand is not told apart
 
 
 def read_task_of(context: SiteContext) -> Task:
     """The task, if this site can do it; raises UserError."""
     task = Task.from_json(Path(context.task_path).read_bytes())
-    if task.fedhelp.ranking_top_k >= len(task.classes):
-        raise UserError(
-            f"the task has {len(task.classes)} classes, so fedhelp.ranking_top_k must be below that; "
-            f"it is {task.fedhelp.ranking_top_k}."
-        )
+    check_kind(task)
     return task
 
 
@@ -63,9 +63,9 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
     if job.global_model:
         weights = load_global(job.global_model, job.global_digest, learner.small)
         load_weights(learner.small, weights)
-    start_auc = _holdout_auc(learner.small, own, _normaliser(own, public)) if weights else None
+    start = _holdout_scores(learner.small, task, own, normalise_of(own, public)) if weights else None
     if before is None and job.round_number == 1:
-        _add_point(folder, learner, own, _normaliser(own, public), 0, start_auc, {})
+        _add_point(folder, learner, own, normalise_of(own, public), 0, start, {})
 
     info = _counted(_train(job, learner, own, public, folder, tell), before)
     if weights is None:
@@ -80,18 +80,18 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
         write_atomic(Path(job.soft_labels_out), encode_targets(soft_labels))
     state = State(info, {**tensors_of(learner.parts), **{f"residual.{k}": v for k, v in residual.items()}})
     write_state(folder.state_after(job.round_number), state)
-    _add_point(folder, learner, own, _normaliser(own, public), job.round_number, start_auc, mean_losses(info))
+    _add_point(folder, learner, own, normalise_of(own, public), job.round_number, start, mean_losses(info))
     folder.checkpoint("federated").unlink(missing_ok=True)
-    return Done(num_examples=len(own.train_labels_N), train_s=round(info.train_s, 3), peak_rss_mb=peak_rss_mb())
+    return Done(num_examples=len(own.train_truth), train_s=round(info.train_s, 3), peak_rss_mb=peak_rss_mb())
 
 
 def make_learner(context: SiteContext, task: Task, own: OwnImages, public: PublicImages | None) -> Clinic | Hospital:
     if context.role == "hospital":
-        return Hospital(own, _normaliser(own, public), task, context.site)
+        return Hospital(own, normalise_of(own, public), task, context.site)
     return Clinic(own, public, task, context.site, distill=context.participation == "distill")
 
 
-def _normaliser(own: OwnImages, public: PublicImages | None) -> Normaliser:
+def normalise_of(own: OwnImages, public: PublicImages | None) -> Normaliser:
     """That of the public set, so that all sites agree; a site's own if there is none."""
     return public.normalise if public else own.normalise
 
@@ -125,7 +125,7 @@ def _train(
     done = resume(learner, folder.state_after(job.round_number), name)
     info = done or resume(learner, checkpoint, name)
     if info is None:
-        normalise = _normaliser(own, public)
+        normalise = normalise_of(own, public)
         info = StateInfo(job=name, round_number=job.round_number, pixel_mean=normalise.mean, pixel_std=normalise.std)
     steps = task.training.steps_per_round
     return run_steps(
@@ -169,9 +169,14 @@ def encode_update(
 
 
 def answer_public_set(large: nn.Module, public: PublicImages, task: Task, site: str, round_number: int) -> Targets:
-    """A hospital's soft labels: its large network's log-probabilities on the public set, in 8 bits."""
-    logits_PC = answers(large, public.pixels_PCHW, public.normalise)
-    log_probabilities_PC = torch.log_softmax(logits_PC, dim=1).clamp_min(LOWEST_LOG_PROBABILITY)
+    """A site's soft labels: its network's log-probabilities on the public set (of a segmentation the log-odds, as
+    maps of half the images' size), in 8 bits."""
+    logits = answers(large, public.pixels_PCHW, public.normalise)
+    if task.kind == "segmentation":
+        logits = functional.avg_pool2d(logits.clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), 2)
+    else:
+        logits = torch.log_softmax(logits, dim=1).clamp_min(LOWEST_LOG_PROBABILITY)
+    height, width = logits.shape[2:] if logits.ndim == 4 else (0, 0)
     info = TargetsInfo(
         source="hospital",
         image_set=public.sha256,
@@ -180,14 +185,16 @@ def answer_public_set(large: nn.Module, public: PublicImages, task: Task, site: 
         licence="",
         classes=task.classes,
         bits=8,
+        height=height,
+        width=width,
     )
-    return Targets(info, log_probabilities_PC.numpy())
+    return Targets(info, logits.numpy())
 
 
-def _holdout_auc(network: nn.Module, own: OwnImages, normalise: Normaliser) -> float | None:
-    if not len(own.holdout_labels_M):
+def _holdout_scores(network: nn.Module, task: Task, own: OwnImages, normalise: Normaliser) -> Scores | None:
+    if not len(own.holdout_truth):
         return None
-    return score(answers(network, own.holdout_MCHW, normalise), own.holdout_labels_M).auc
+    return objective_of(task.kind).score(answers(network, own.holdout_MCHW, normalise), own.holdout_truth)
 
 
 def _add_point(
@@ -196,18 +203,12 @@ def _add_point(
     own: OwnImages,
     normalise: Normaliser,
     round_number: int,
-    global_auc: float | None,
+    of_global: Scores | None,
     losses: dict[str, float],
 ) -> None:
     """One point of the learning curve: the network that diagnoses at this site, on its held-out images."""
-    if len(own.holdout_labels_M):
-        network = learner.average.module if isinstance(learner, Hospital) else learner.small
-        now = score(answers(network, own.holdout_MCHW, normalise), own.holdout_labels_M)
-        line = HistoryLine(
-            round=round_number,
-            auc=now.auc,
-            balanced_accuracy=now.balanced_accuracy,
-            global_auc=global_auc,
-            losses=losses,
-        )
+    network = learner.average.module if isinstance(learner, Hospital) else learner.small
+    now = _holdout_scores(network, learner.task, own, normalise)
+    if now:
+        line = history_line(round_number, now, of_global.main if of_global else None, losses)
         add_history(folder.history("federated"), [line])

@@ -119,7 +119,7 @@ class Agent:
         )
         self._state.put_answer(answer)
         held_out = done.scores.get("validation")
-        figure = f", held-out AUC {held_out.auc:.3f}" if held_out else ""
+        figure = f", held-out {held_out.main_name} {held_out.main:.3f}" if held_out else ""
         self._watcher.note(f"round {number} of {now.num_rounds} trained in {done.train_s:.0f} s{figure}")
 
     def _deliver(self, line: Line, answer: Answer) -> None:
