@@ -122,8 +122,7 @@ def train(
         print_json(model.validation)
         return
     typer.echo(
-        f"Trained ({model.chosen}). On {model.validation.num_images} held-out images: AUC {model.validation.auc:.3f}, "
-        f"balanced accuracy {model.validation.balanced_accuracy:.3f}."
+        f"Trained ({model.chosen}). On {model.validation.num_images} held-out images: {model.validation.words()}."
     )
     typer.echo(f"Next: ayni export {home} BUNDLE")
 
@@ -147,9 +146,7 @@ def evaluate(
         print_json(scores)
         return
     for kind, score in scores.items():
-        typer.echo(
-            f"{kind}: AUC {score.auc:.3f}, balanced accuracy {score.balanced_accuracy:.3f} ({score.num_images} images)"
-        )
+        typer.echo(f"{kind}: {score.words()} ({score.num_images} images)")
 
 
 @app.command()
@@ -193,7 +190,8 @@ def status(
     up, down = (sum(pair[side] for pair in known.traffic.values()) for side in (0, 1))
     typer.echo(f"traffic: {size_text(up)} up, {size_text(down)} down")
     for kind, model in known.models.items():
-        typer.echo(f"model ({kind}): held-out AUC {model.validation.auc:.3f} on {model.validation.num_images} images")
+        found = model.validation
+        typer.echo(f"model ({kind}): held-out {found.main_name} {found.main:.3f} on {found.num_images} images")
     if known.round:
         now = known.round
         typer.echo(
