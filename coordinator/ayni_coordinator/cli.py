@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ayni_coordinator.simulation import cli as simulation_cli
+from ayni_coordinator.simulation import page_cli
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's own folder.", metavar="HOME")]
 Changes = Annotated[
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(coordinator_app, name="coordinator")
     app.command("demo")(demo)
     simulation_cli.register(app)
+    page_cli.register(app)
 
 
 @coordinator_app.command("example")

@@ -13,6 +13,7 @@ from ayni_coordinator.simulation.results import MAIN_METRICS, Row, SiteRole
 from ayni_coordinator.simulation.statistics import Cells, Estimate, estimate, paired_difference
 
 LOWER_IS_BETTER = frozenset({"hd95"})
+SHARES = frozenset({"auc", "balanced_accuracy", "dice"})
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ class TaskEvidence:
         return sorted({name for row in self.rows if row.role in roles for name in row.metrics} - {self.metric})
 
     def digits(self, metric: str) -> int:
-        """Decimals to show: three for shares of one, one for pixels."""
+        """Decimals to show: three for shares of one, one for pixels and whatever else is large."""
+        if metric in SHARES:
+            return 3
         return 3 if all(abs(row.metrics.get(metric, 0.0)) <= 1 for row in self.rows) else 1
 
 
 def by_task(rows: Sequence[Row]) -> list[TaskEvidence]:
-    """One for each task, in the order in which they first appear. Raises DataError if a site counts twice in one run."""
+    """One for each task, in the order of first appearance. Raises DataError if a site counts twice in one run."""
     times = Counter((row.task, row.method, row.seed, row.role, row.site) for row in rows)
     twice = [key for key, count in times.items() if count > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""What each method is called on the page of results, from `methods.toml`: no method's code (and no torch) is imported."""
+"""What each method is called on the page of results, from `methods.toml`: no method is imported, and no torch."""
 
 from __future__ import annotations
 
