@@ -1,4 +1,4 @@
-"""`ayni simulate` with runs that take no time: `python tests/stand_in_runs.py EXPERIMENT OUT [FUNCTION]`.
+"""`ayni simulate` with runs that take no time: `python tests/stand_in_runs.py FOLDER FUNCTION`.
 
 The figures of a run are worked out from its settings, so that a test can say what must come out.
 """
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from ayni import cli
 from ayni.errors import DataError
+from ayni_coordinator.simulation.cli import simulate_and_tell
 from ayni_coordinator.simulation.experiment import Experiment, read_experiment
 from ayni_coordinator.simulation.jobs import Job, Tell
 from ayni_coordinator.simulation.results import Row
@@ -132,9 +134,13 @@ def simulated(folder: Path, run: str = "quick", text: str = EXPERIMENT, **more: 
     return simulate(the_experiment(folder, text), request(folder, run, **more))
 
 
-def main(folder: str, run: str) -> None:
-    simulate(read_experiment(Path(folder) / "experiment.toml", METHODS), request(Path(folder), run))
+def stand_in(folder: Path, run: str, json: bool = False) -> None:
+    """The command, with these runs in place of real ones."""
+    experiment = read_experiment(folder / "experiment.toml", METHODS)
+    simulate_and_tell(experiment, request(folder, run), json=json)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    cli.app.command("stand-in")(stand_in)
+    sys.argv[1:1] = ["stand-in"]
+    cli.main()

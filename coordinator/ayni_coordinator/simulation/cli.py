@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ayni_coordinator.simulation.experiment import Experiment
+    from ayni_coordinator.simulation.simulate import Request
 
 
 def register(app: typer.Typer) -> None:
@@ -38,10 +42,8 @@ def simulate(
     Example: ayni simulate examples/evidence/evidence.toml --out out/evidence
     """
     from ayni.errors import UserError
-    from ayni.terminal import print_json
     from ayni_coordinator.simulation.experiment import read_experiment
     from ayni_coordinator.simulation.simulate import Request, require_parts
-    from ayni_coordinator.simulation.simulate import simulate as run
 
     if engine not in ("processes", "ray"):
         raise UserError(f"--engine is processes or ray, not {engine!r}.")
@@ -50,7 +52,15 @@ def simulate(
         out=out, data=data, tasks=task or (), methods=method or (), seeds=seed or (),
         num_workers=workers, memory_mb=memory_mb, memory_per_run_mb=memory_per_run_mb,
     )  # fmt: skip
-    summary = run(read_experiment(experiment), request)
+    simulate_and_tell(read_experiment(experiment), request, json=json)
+
+
+def simulate_and_tell(experiment: Experiment, request: Request, *, json: bool) -> None:
+    """What came of it goes to standard output."""
+    from ayni.terminal import print_json
+    from ayni_coordinator.simulation.simulate import simulate as run
+
+    summary = run(experiment, request)
     if json:
         print_json(summary)
     else:

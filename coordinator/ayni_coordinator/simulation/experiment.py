@@ -28,11 +28,13 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class TaskEntry(_Settings, frozen=True, kw_only=True):
     """One task: `task` is a task file, from the experiment's folder; `data` is a data set's name below the data folder.
 
-    `public` and `sites` say which images are public and how the others are dealt out; `settings` are per method.
+    `public` and `sites` say which images are public and how the others are dealt out (collection.py); `crop` cuts a
+    square of so many pixels out of each image's middle, before it is scaled; `settings` are per method.
     """
 
     task: str
     data: Name
+    crop: Annotated[int, Meta(ge=0, le=8192)] = 0
     public: dict[str, Any] = {}
     sites: dict[str, Any] = {}
     settings: dict[str, dict[str, Setting]] = {}

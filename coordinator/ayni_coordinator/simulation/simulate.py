@@ -21,7 +21,7 @@ from ayni_coordinator.simulation.memory import MemoryPlan, default_budget_mb, nu
 from ayni_coordinator.simulation.processes import start_process
 from ayni_coordinator.simulation.records import Record, Records
 from ayni_coordinator.simulation.results import Row, write_rows
-from ayni_coordinator.simulation.table import Screen
+from ayni_coordinator.simulation.table import Screen, standing
 from ayni_coordinator.simulation.worker import RUN
 
 RESULTS_FILE = "results.json"
@@ -118,6 +118,9 @@ def _run(experiment: Experiment, request: Request, plan: _Plan, start: Start | N
                 plan.todo, start or _processes(request, records), limits, memory,
                 on_event=on_event, on_tick=screen.draw,
             )  # fmt: skip
+        except KeyboardInterrupt:
+            screen.note(f"stopped: {standing(board)}; the same command goes on from there")
+            raise
         finally:
             num_rows = pages.write()
     return _summary(plan, board, num_rows, request.out / RESULTS_FILE, time.monotonic() - began_s)

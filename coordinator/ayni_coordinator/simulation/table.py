@@ -22,8 +22,9 @@ def table_of(board: Board, now_s: float) -> Table:
     return table
 
 
-def standing(board: Board, now_s: float) -> str:
-    left_s = board.left_s(now_s)
+def standing(board: Board, now_s: float | None = None) -> str:
+    """In words; with how long it may still take if `now_s` is given."""
+    left_s = None if now_s is None else board.left_s(now_s)
     about = "" if left_s is None or board.num_ended == len(board.jobs) else f", about {time_text(left_s)} to go"
     failed = f", {len(board.failed)} failed" if board.failed else ""
     return f"{board.num_ended} of {len(board.jobs)} runs have ended{failed}{about}"
