@@ -1,4 +1,4 @@
-"""`ayni simulate` with real processes: kills, interruptions, changes of mind; what is finished stays, and is done once."""
+"""`ayni simulate` with real processes: kills, interruptions, changes of mind; what is finished is done once."""
 
 from __future__ import annotations
 

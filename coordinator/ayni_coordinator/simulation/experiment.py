@@ -25,7 +25,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Settings are closed: a mistyped name is an error, not a silent default."""
 
 
-class TaskEntry(_Settings, frozen=True, kw_only=True):
+class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     """One task: `task` is a task file, from the experiment's folder; `data` is a data set's name below the data folder.
 
     `public` and `sites` say which images are public and how the others are dealt out (collection.py); `crop` cuts a

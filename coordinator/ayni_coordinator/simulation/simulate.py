@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ayni.artefacts.lock import folder_lock
-from ayni.errors import MissingExtraError
+from ayni.errors import AyniError, MissingExtraError
 from ayni_coordinator.simulation.board import Board
 from ayni_coordinator.simulation.engine import Limits, Start, Stop, run_jobs
 from ayni_coordinator.simulation.experiment import Experiment, check_data
 from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job, jobs_of, selected
 from ayni_coordinator.simulation.memory import MemoryPlan, default_budget_mb, num_cores
+from ayni_coordinator.simulation.page import write_page
 from ayni_coordinator.simulation.processes import start_process
 from ayni_coordinator.simulation.records import Record, Records
 from ayni_coordinator.simulation.results import Row, write_rows
@@ -110,7 +111,7 @@ def _run(experiment: Experiment, request: Request, plan: _Plan, start: Start | N
             wall_s = board.tell(job, event, time.monotonic())
             if isinstance(event, Finished | Failed):
                 records.write(job, _record(job, event, wall_s))
-                pages.write(at_most_every_s=PAGE_EVERY_S)
+                pages.write_now_and_then()
             screen.tell(job, event, wall_s)
 
         try:
@@ -178,12 +179,6 @@ def _summary(plan: _Plan, board: Board, num_rows: int, results: Path, wall_s: fl
     )  # fmt: skip
 
 
-def _write_page(rows: list[Row], path: Path) -> None:
-    if importlib.util.find_spec("ayni_coordinator.simulation.page"):
-        page = importlib.import_module("ayni_coordinator.simulation.page")
-        page.write_page(rows, path)
-
-
 class _Pages:
     """results.json after every run; its page, which takes longer to draw, now and then and at the end."""
 
@@ -191,11 +186,22 @@ class _Pages:
         self._experiment, self._jobs, self._records = experiment, jobs, records
         self._drawn_s = time.monotonic()
 
-    def write(self, *, at_most_every_s: float = 0.0) -> int:
-        """Returns how many rows there are now."""
+    def write_rows(self) -> list[Row]:
+        """All that there are now."""
         rows = self._records.rows(self._experiment, self._jobs)
         write_rows(self._records.out / RESULTS_FILE, rows)
-        if rows and time.monotonic() - self._drawn_s >= at_most_every_s:
-            _write_page(rows, self._records.out / PAGE_FILE)
+        return rows
+
+    def write_now_and_then(self) -> None:
+        rows = self.write_rows()
+        if rows and time.monotonic() - self._drawn_s >= PAGE_EVERY_S:
+            with suppress(AyniError):  # no page of what there is so far; the runs go on
+                write_page(rows, self._records.out / PAGE_FILE)
             self._drawn_s = time.monotonic()
+
+    def write(self) -> int:
+        """Returns how many rows there are."""
+        rows = self.write_rows()
+        if rows:
+            write_page(rows, self._records.out / PAGE_FILE)
         return len(rows)
