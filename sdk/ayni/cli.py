@@ -11,16 +11,14 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import ayni
+from ayni.cli_data import data_app
 from ayni.errors import AyniError, MissingExtraError
 from ayni.terminal import TerminalWatcher, print_json, size_text
-
-if TYPE_CHECKING:
-    from ayni.data.check import DataReport
 
 app = typer.Typer(
     name="ayni",
@@ -31,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(help="Look at images and labels before anything is trained.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Home = Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")]
@@ -259,46 +256,6 @@ def doctor(
                 typer.echo(f"     {finding.remedy}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
-
-
-@data_app.command("check")
-def data_check(
-    path: Annotated[Path, typer.Argument(help="A folder with labels.csv, or a .npz file.", metavar="DIR")],
-    json: AsJson = False,
-) -> None:
-    """Counts per class, sizes, duplicates, unreadable files - before anything is trained.
-
-    Example: ayni data check x-rays
-    """
-    from ayni.data.check import check_data
-
-    with TerminalWatcher() as watcher:
-        report = check_data(path, lambda done, total: watcher.progress("looking at images", done, total))
-    if json:
-        print_json(report)
-    else:
-        _show(report)
-    if not report.usable:
-        raise typer.Exit(2)
-
-
-def _show(report: DataReport) -> None:
-    typer.echo(f"{report.path}: {report.num_images} labelled images that can be read")
-    for title, counts in (("per class", report.num_per_class), ("sizes", report.sizes)):
-        typer.echo(f"  {title}: " + ", ".join(f"{name}: {number}" for name, number in counts.items()))
-    lists = {
-        "equal pixels": [" = ".join(group) for group in report.duplicates],
-        "unreadable": [f"{bad.file} ({bad.reason})" for bad in report.unreadable],
-        "image without a label": report.images_without_label,
-        "label without an image": report.labels_without_image,
-        "warning": report.warnings,
-    }
-    for title, entries in lists.items():
-        for entry in entries[:10]:
-            typer.echo(f"  {title}: {entry}")
-        if len(entries) > 10:
-            typer.echo(f"  {title}: and {len(entries) - 10} more (--json lists all)")
-    typer.echo("  usable for training" if report.usable else "  NOT usable for training: mend the lines above first")
 
 
 def main() -> None:

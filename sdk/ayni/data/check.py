@@ -2,147 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
-from ayni.data.folder import LABELS_FILE, read_labels
-from ayni.data.images import IMAGE_SUFFIXES, Pixels, read_image
-from ayni.data.npz import read_npz, splits_of
+from ayni.data.check_labels import DataReport, check_labelled
+from ayni.data.check_masks import MaskReport, check_segmented
+from ayni.data.folder import LABELS_FILE
+from ayni.data.npz import holds_masks
+from ayni.data.pairs import MASKS
 from ayni.data.read import DATASET_FILE
-from ayni.errors import DataError
 
-FEW_IMAGES = 10
-TRAINED_ON = "train"  # of the parts of a .npz file
+__all__ = ["DataReport", "MaskReport", "check_data"]
 
 
-class UnreadableFile(msgspec.Struct, frozen=True):
-    file: str
-    reason: str
+def check_data(
+    path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> DataReport | MaskReport:
+    """Look at every image. Raises DataError only if there is nothing to look at (no such path, no labels or masks).
 
-
-class DataReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found. `num_per_class` counts what would be trained on: of a .npz with parts, the part `train` alone.
-
-    `sizes` counts images by "width x height, grey" or "..., colour"; `duplicates` are groups of equal pixels.
+    A folder with `masks/` and no `labels.csv` is for segmentation, and so is a .npz file with masks and no labels.
     """
-
-    path: str
-    num_images: int
-    num_per_part: dict[str, int] = {}  # of a .npz file with train, val or test
-    num_per_class: dict[str, int]
-    sizes: dict[str, int]
-    duplicates: list[list[str]]
-    unreadable: list[UnreadableFile]
-    images_without_label: list[str]
-    labels_without_image: list[str]
-    warnings: list[str]
-
-    @property
-    def usable(self) -> bool:
-        """Whether training will accept these data as they are."""
-        return len(self.num_per_class) > 1 and not (self.unreadable or self.labels_without_image)
-
-
-def check_data(path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> DataReport:
-    """Look at every image. Raises DataError only if there is nothing to look at (no such path, no labels.csv)."""
-    if path.is_dir() and not (path / LABELS_FILE).exists() and (path / DATASET_FILE).exists():
-        path = path / DATASET_FILE
-    if path.is_dir():
-        return _check_folder(path, on_progress)
-    return _check_npz(path, on_progress)
-
-
-class _Tally:
-    """Counts over images that could be read; those of other parts than `train` count in no class."""
-
-    def __init__(self) -> None:
-        self.classes: Counter[str] = Counter()
-        self.parts: Counter[str] = Counter()
-        self.sizes: Counter[str] = Counter()
-        self.same: dict[bytes, list[tuple[str, str]]] = {}
-
-    def add(self, name: str, label: str, pixels_HWC: Pixels, part: str = TRAINED_ON) -> None:
-        height, width, channels = pixels_HWC.shape
-        self.parts[part] += 1
-        if part == TRAINED_ON:
-            self.classes[label] += 1
-        self.sizes[f"{width} x {height}, {'grey' if channels == 1 else 'colour'}"] += 1
-        digest = hashlib.sha256(str(pixels_HWC.shape).encode() + pixels_HWC.tobytes()).digest()
-        self.same.setdefault(digest, []).append((name, label))
-
-    def report(
-        self,
-        path: Path,
-        unreadable: list[UnreadableFile],
-        without_label: list[str],
-        without_image: list[str],
-    ) -> DataReport:
-        groups = [group for group in self.same.values() if len(group) > 1]
-        return DataReport(
-            path=str(path),
-            num_images=self.parts.total(),
-            num_per_part=dict(self.parts) if set(self.parts) - {TRAINED_ON} else {},
-            num_per_class=dict(sorted(self.classes.items())),
-            sizes=dict(self.sizes.most_common()),
-            duplicates=[[name for name, _ in group] for group in groups],
-            unreadable=unreadable,
-            images_without_label=without_label,
-            labels_without_image=without_image,
-            warnings=self._warnings(groups),
-        )
-
-    def _warnings(self, groups: list[list[tuple[str, str]]]) -> list[str]:
-        warnings = []
-        if set(self.parts) - {TRAINED_ON}:
-            counts = ", ".join(f"{part}: {count}" for part, count in self.parts.items())
-            warnings.append(f"only the part {TRAINED_ON} is trained on and counted per class ({counts} images).")
-        if not self.classes:
-            warnings.append("there is no image to train on.")
-        if len(self.classes) == 1:
-            warnings.append(
-                f"all images are of one class ({next(iter(self.classes))}): nothing can be learned from them. "
-                "Add images of another class."
-            )
-        warnings += [
-            f"only {count} image{'s' if count > 1 else ''} of class {label}; fewer than {FEW_IMAGES} teach little."
-            for label, count in sorted(self.classes.items())
-            if count < FEW_IMAGES
-        ]
-        if len(self.sizes) > 1:
-            warnings.append(f"images of {len(self.sizes)} sizes: the task must allow scaling (resize = true).")
-        contradictions = sum(len({label for _, label in group}) > 1 for group in groups)
-        if contradictions:
-            warnings.append(f"{contradictions} images occur under different labels.")
-        return warnings
-
-
-def _check_folder(folder: Path, on_progress: Callable[[int, int], None]) -> DataReport:
-    labelled = read_labels(folder)
-    tally, unreadable, missing = _Tally(), [], []
-    for number, (name, label) in enumerate(labelled, start=1):
-        if not (folder / name).is_file():
-            missing.append(name)
-        else:
-            try:
-                tally.add(name, label, read_image(folder / name))
-            except DataError as error:
-                unreadable.append(UnreadableFile(name, str(error)))
-        on_progress(number, len(labelled))
-    known = {(folder / name).resolve() for name, _ in labelled}
-    images = (file for file in sorted(folder.rglob("*")) if file.name.lower().endswith(IMAGE_SUFFIXES))
-    without_label = [str(file.relative_to(folder)) for file in images if file.resolve() not in known]
-    return tally.report(folder, unreadable, without_label, missing)
-
-
-def _check_npz(path: Path, on_progress: Callable[[int, int], None]) -> DataReport:
-    tally = _Tally()
-    for split in splits_of(path) or [TRAINED_ON]:
-        images_NHWC, labels_N = read_npz(path, split)
-        for index, (pixels_HWC, label) in enumerate(zip(images_NHWC, labels_N, strict=True)):
-            tally.add(f"{split}[{index}]", str(label), pixels_HWC, split)
-            on_progress(index + 1, len(images_NHWC))
-    return tally.report(path, [], [], [])
+    if path.is_dir() and not (path / LABELS_FILE).exists():
+        if (path / MASKS).is_dir():
+            return check_segmented(path, on_progress)
+        if (path / DATASET_FILE).exists():
+            path = path / DATASET_FILE
+    if not path.is_dir() and holds_masks(path):
+        return check_segmented(path, on_progress)
+    return check_labelled(path, on_progress)

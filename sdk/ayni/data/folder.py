@@ -22,7 +22,8 @@ def read_labels(folder: Path) -> list[tuple[str, str]]:
             rows = [(row["file"], row["label"], reader.line_num) for row in reader]
     except FileNotFoundError:
         raise DataError(
-            f"there is no {LABELS_FILE} in {folder}. Write one line per image: file,label (or give a .npz file)."
+            f"there is no {LABELS_FILE} in {folder}. Write one line per image: file,label (or give a .npz file); for "
+            "segmentation, give the folders images and masks."
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}). Save it as CSV in UTF-8.") from None
