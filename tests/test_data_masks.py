@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
+import subprocess
+import sys
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import TensorDataset
 
@@ -129,6 +136,11 @@ def test_what_does_not_fit_together_is_named(folder: Path, files: dict[str, Any]
         load_segmented(folder, GREY_8, ONE)
 
 
+def test_looking_for_pairs_loads_no_numpy() -> None:
+    code = "import sys, ayni.data.pairs, ayni.data.folder; print({'numpy', 'PIL'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_a_folder_without_masks_is_told_what_is_needed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=r"there is no folder .*masks"):
@@ -233,6 +245,31 @@ def test_a_mask_whose_numbers_cannot_be_trusted_is_refused_with_the_remedy(tmp_p
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=rf"{name}.*{told}"):
             read_mask(tmp_path / name)
+
+
+def _seeds() -> list[bytes]:
+    """One mask of each kind."""
+    files = [io.BytesIO() for _ in range(4)]
+    Image.fromarray(square(1)).save(files[0], format="PNG")
+    Image.fromarray(square(1).astype(np.uint8)).save(files[1], format="PNG")
+    Image.fromarray(square(1) > 0).save(files[2], format="PNG")
+    np.save(files[3], square(1))
+    return [file.getvalue() for file in files]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(_seeds()), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4), st.data())
+def test_a_damaged_mask_is_an_error_of_the_data_whatever_its_bytes(
+    seed: bytes, changes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    damaged = bytearray(seed)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.png"
+        path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+        with contextlib.suppress(DataError):
+            assert read_mask(path).ndim == 2
 
 
 @pytest.mark.parametrize("shape", ["[H, W]", "[1, H, W]", "[S, H, W]", "[S, H, W] of floats"])

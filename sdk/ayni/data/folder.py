@@ -9,6 +9,8 @@ from pathlib import Path
 from ayni.errors import DataError
 
 LABELS_FILE = "labels.csv"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".nii", ".nii.gz", ".dcm", ".dicom")
+MASK_SUFFIXES = (".png", ".npy")
 
 
 def read_labels(folder: Path) -> list[tuple[str, str]]:

@@ -19,15 +19,15 @@ from PIL import Image, ImageOps
 
 from ayni.data.dicom import read_dicom
 from ayni.data.eight_bits import Pixels, UnreadableError, Values, check_num_pixels, to_eight_bits
+from ayni.data.folder import IMAGE_SUFFIXES
 from ayni.errors import DataError, MissingExtraError
 from ayni.task import ImageSettings
 
-__all__ = ["Pixels", "placement", "prepare", "read_bytes", "read_image", "read_npy"]
+__all__ = ["IMAGE_SUFFIXES", "Pixels", "placement", "prepare", "read_bytes", "read_image", "read_npy"]
 
 MAX_FILE_BYTES = 256 * 2**20  # also of a file that is packed inside: a bomb stops here
 BAND_ROWS = 128
 FORMATS = "PNG, JPEG, .npy, NIfTI or DICOM"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".nii", ".nii.gz", ".dcm", ".dicom")
 
 
 def read_image(path: Path, *, allow_burned_in: bool = False) -> Pixels:

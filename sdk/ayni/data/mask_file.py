@@ -17,7 +17,6 @@ from ayni.data.eight_bits import UnreadableError, Values, check_num_pixels
 from ayni.data.images import read_bytes, read_npy
 from ayni.errors import DataError
 
-MASK_SUFFIXES = (".png", ".npy")
 PNG = b"\x89PNG\r\n\x1a\n"
 BIT_DEPTH, COLOUR_TYPE = 24, 25  # where a PNG says them: in its first chunk, which always stands at the start
 GREY = 0

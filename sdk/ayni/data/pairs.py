@@ -1,12 +1,14 @@
-"""A folder for segmentation: `images/`, and in `masks/` one mask per image, of the same name without its ending."""
+"""A folder for segmentation: `images/`, and in `masks/` one mask per image, of the same name without its ending.
+
+Needs no numpy: the agent looks at once whether the files are there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ayni.data.images import IMAGE_SUFFIXES
-from ayni.data.mask_file import MASK_SUFFIXES
+from ayni.data.folder import IMAGE_SUFFIXES, MASK_SUFFIXES
 from ayni.errors import DataError
 
 IMAGES, MASKS = "images", "masks"
