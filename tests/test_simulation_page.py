@@ -96,7 +96,7 @@ def test_only_baselines_that_move_no_more_bytes_are_held_against_a_method() -> N
     better_but_dear = runs("fedprox", 0.2, num_bytes=1051)  # a twentieth more still counts as no more
     told = ahead_at_no_more_bytes(evidence(*ROWS, *better_but_dear), "fedhelp")
     assert told.answer == "holds"
-    assert told.because == "with 2.0 kB in the whole run ahead of `fedavg` (2.0 kB) **+0.050 [+0.050, +0.050]**."
+    assert told.because == "with 2.0 kB in the whole run: ahead of `fedavg` (2.0 kB) **+0.050 [+0.050, +0.050]**."
     better_and_cheap = runs("fedprox", 0.2, num_bytes=1050)
     told = ahead_at_no_more_bytes(evidence(*ROWS, *better_and_cheap), "fedhelp")
     assert told.answer == "does not hold"
@@ -118,16 +118,17 @@ def test_large_sites_that_lose_at_some_seeds_are_not_called_safe() -> None:
     rows = [row("fedhelp", "hospital-a", 0.95 + change, seed=seed) for seed, change in enumerate(changes)]
     told = hospitals_lose_nothing(evidence(*runs("local"), *rows), "fedhelp")
     assert told.answer == "not shown"
-    assert "±0.000 [−0.020, +0.020]" in told.because
+    assert "±0.0000 [−0.0200, +0.0200]" in told.because
 
 
 def test_what_each_part_was_worth_is_said_also_where_it_was_nothing(tmp_path: Path) -> None:
     ablations = [*runs("fedhelp_no_guidance", 0.08), *runs("fedhelp_no_backward", 0.1), *runs("fedhelp_new", 0.12)]
     page = page_of([*ROWS, *ablations], tmp_path)
-    nothing = "was worth nothing that shows at the large sites"
-    assert f"the foundation model's guidance helped at the small sites and {nothing}." in page
-    assert "the small network teaching the large one was worth nothing that shows at the small sites" in page
-    assert f"- On pneumonia, new did harm at the small sites and {nothing}." in page
+    nothing = "was worth nothing that shows on pneumonia"
+    assert f"- the foundation model's guidance: helped on pneumonia (small sites); {nothing} (large sites)." in page
+    assert f"- the small network teaching the large one: {nothing} (small sites) and pneumonia (large sites)." in page
+    assert f"- new: did harm on pneumonia (small sites); {nothing} (large sites)." in page
+    assert "| new | pneumonia | *−0.020 [−0.020, −0.020]* | ±0.000 [±0.000, ±0.000] |" in page
 
 
 def test_what_is_missing_is_said() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ayni.task import Role
 from ayni_coordinator.simulation.evidence import TaskEvidence
 from ayni_coordinator.simulation.markdown import difference_text, listed, plain, signed, table
 from ayni_coordinator.simulation.method_titles import in_page_order, title_of
@@ -14,6 +15,9 @@ from ayni_coordinator.simulation.statistics import Estimate
 
 LOSS_LIMIT = 0.005  # of AUC; half a Dice point
 SAME_BYTES = 1.05  # up to a twentieth more bytes counts as no more: headers and rounding settle no claim
+
+SIZES: dict[Role, str] = {"clinic": "small", "hospital": "large"}
+EFFECTS = ("helped", "did harm", "was worth nothing that shows", "cannot be judged from one seed")
 
 Answer = Literal["holds", "not shown", "does not hold", "cannot be said"]
 
@@ -51,7 +55,7 @@ def ahead_at_no_more_bytes(evidence: TaskEvidence, method: str) -> Verdict:
     if not leads:
         return Verdict("cannot be said", f"no baseline moved as few bytes as its {bytes_text(moved)} in the whole run.")
     return Verdict(
-        _answer(list(leads.values())), f"with {bytes_text(moved)} in the whole run {_told_apart(evidence, leads)}."
+        _answer(list(leads.values())), f"with {bytes_text(moved)} in the whole run: {_told_apart(evidence, leads)}."
     )
 
 
@@ -73,7 +77,7 @@ def hospitals_lose_nothing(evidence: TaskEvidence, method: str) -> Verdict:
     ours, alone = evidence.cells(method, "hospital"), evidence.cells(ALONE, "hospital")
     by_site = evidence.by_site({key: ours[key] - alone[key] for key in ours.keys() & alone.keys()})
     worst, least = next(iter(by_site.items()))
-    digits = evidence.digits(evidence.metric)
+    digits = evidence.digits(evidence.metric) + 1  # the limit has as many as a score
     text = difference_text(change, digits, cells=evidence.num_cells("hospital"))
     because = f"the large sites' mean difference is {text}; the worst is {plain(worst)} with {signed(least, digits)}."
     if least < -LOSS_LIMIT:
@@ -112,7 +116,7 @@ def claims_section(everything: Sequence[TaskEvidence]) -> Iterator[str]:
                 f"- {plain(evidence.task)}: {_marked(verdict.answer)}: {verdict.because}"
                 for evidence, verdict in zip(tried, given, strict=True)
             ]
-            yield "\n".join([f"{claim.says}, by {named(subject)}:", "", *lines])
+            yield "\n".join([f"*{claim.says}*, by {named(subject)}:", "", *lines])
 
 
 def _marked(answer: Answer) -> str:
@@ -124,33 +128,36 @@ def parts_section(everything: Sequence[TaskEvidence]) -> Iterator[str]:
     ablations = in_page_order(
         name for evidence in everything for name in evidence.methods if title_of(name).kind == "ablation"
     )
-    if not ablations:
-        yield f"No ablation of {named(OURS)} has a row."
-        return
-    rows, sentences = [], []
-    for ablation in ablations:
-        part = plain(title_of(ablation).part)
-        for evidence in everything:
-            small, large = (evidence.difference(OURS, ablation, role) for role in ("clinic", "hospital"))
-            if small is None and large is None:
-                continue
-            digits = evidence.digits(evidence.metric)
-            texts = [
-                difference_text(small, digits, cells=evidence.num_cells("clinic")),
-                difference_text(large, digits, cells=evidence.num_cells("hospital")),
-            ]
-            rows.append([part, plain(evidence.task), *texts])
-            sizes = ((small, "small"), (large, "large"))
-            said = [f"{_worth(worth)} at the {size} sites" for worth, size in sizes if worth]
-            sentences.append(f"- On {plain(evidence.task)}, {part} {listed(said)}.")
+    rows = [row for ablation in ablations for evidence in everything if (row := _worth_row(evidence, ablation))]
     if not rows:
         yield f"No ablation has a run in common with {named(OURS)}."
         return
     yield table(["part of it", "task", "worth at small sites", "worth at large sites"], rows)
-    yield "\n".join(sentences)
+    yield "\n".join(line for ablation in ablations if (line := _worth_in_words(everything, ablation)))
 
 
-def _worth(worth: Estimate) -> str:
+def _worth_row(evidence: TaskEvidence, ablation: str) -> list[str]:
+    """Empty where the task has no pair of the two."""
+    worths = {role: evidence.difference(OURS, ablation, role) for role in SIZES}
+    if not any(worths.values()):
+        return []
+    digits = evidence.digits(evidence.metric)
+    texts = [difference_text(worth, digits, cells=evidence.num_cells(role)) for role, worth in worths.items()]
+    return [plain(title_of(ablation).part), plain(evidence.task), *texts]
+
+
+def _worth_in_words(everything: Sequence[TaskEvidence], ablation: str) -> str:
+    """One line for a part: where it helped, where it did harm, and where it was worth nothing that shows."""
+    found: dict[str, list[str]] = {}
+    for role, size in SIZES.items():
+        for evidence in everything:
+            if (worth := evidence.difference(OURS, ablation, role)) is not None:
+                found.setdefault(_effect(worth), []).append(f"{plain(evidence.task)} ({size} sites)")
+    said = "; ".join(f"{effect} on {listed(found[effect])}" for effect in EFFECTS if effect in found)
+    return f"- {plain(title_of(ablation).part)}: {said}." if said else ""
+
+
+def _effect(worth: Estimate) -> str:
     if worth.interval is None:
-        return "cannot be judged from one seed"
-    return "helped" if worth.above_zero else "did harm" if worth.below_zero else "was worth nothing that shows"
+        return EFFECTS[3]
+    return EFFECTS[0] if worth.above_zero else EFFECTS[1] if worth.below_zero else EFFECTS[2]

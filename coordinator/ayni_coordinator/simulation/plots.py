@@ -16,7 +16,7 @@ from ayni_coordinator.simulation.results import SiteRole
 from ayni_coordinator.simulation.statistics import Estimate
 
 WIDTH = 860.0
-ROW_PX, TOP, GAP = 24.0, 58.0, 34.0
+ROW_PX, TOP, GAP = 24.0, 58.0, 46.0
 PANELS: tuple[tuple[SiteRole, str], ...] = (("clinic", "small sites"), ("hospital", "large sites"))
 
 
@@ -24,7 +24,7 @@ def dot_plot(evidence: TaskEvidence) -> str:
     """One line per method: mean and interval, small sites and large sites in panels of their own."""
     roles = [(role, name) for role, name in PANELS if any(evidence.cells(m, role) for m in evidence.methods)]
     left = 24 + svg.CHARACTER_PX * max((len(method) for method in evidence.methods), default=0)
-    panel_px = (WIDTH - left - 20 - GAP * (len(roles) - 1)) / max(len(roles), 1)
+    panel_px = (WIDTH - left - 24 - GAP * (len(roles) - 1)) / max(len(roles), 1)
     bottom = TOP + ROW_PX * len(evidence.methods)
     title = f"{evidence.task}: {metric_name(evidence.metric)} on test images, mean and 95 % interval"
     parts = [svg.text(16, 24, title, bold=True)]
@@ -126,7 +126,8 @@ def _marks_with_names(points: Sequence[_Point], across: svg.Scale, upward: svg.S
         low, high = p.gain.interval or (p.gain.mean, p.gain.mean)
         centres.append((x, upward(p.gain.mean)))
         whiskers.append(Box(x - 3, upward(high) - 2, x + 3, upward(low) + 2))
-    boxes = places(centres, [svg.CHARACTER_PX * len(p.method) + 4 for p in points], whiskers, frame)
+    zero_line = Box(frame.left, upward(0) - 1, frame.right, upward(0) + 1)
+    boxes = places(centres, [svg.CHARACTER_PX * len(p.method) + 4 for p in points], [*whiskers, zero_line], frame)
     parts: list[Html] = []
     for (x, y), box in zip(centres, boxes, strict=True):
         edge_x, edge_y = nearest_edge(box, (x, y))
