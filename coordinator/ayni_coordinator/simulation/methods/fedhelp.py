@@ -1,0 +1,133 @@
+"""FedHelp as the federation runs it (ayni.learning.fedhelp): the learners, updates and averaging of the product."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from ayni.learning.learners import Clinic, Hospital
+from ayni.learning.networks import initial_weights
+from ayni.learning.site_data import PublicImages, public_images
+from ayni.learning.training import answer_public_set
+from ayni.task import Task
+from ayni.tensors.targets import decode_targets, encode_targets
+from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
+from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
+
+SOURCE = "arXiv 2412.19654"
+Which = Literal["in-domain", "out-of-domain"]
+
+
+@dataclass(slots=True)
+class State:
+    site: SimulatedSite
+    learner: Clinic | Hospital
+    model: SiteModel
+
+
+def open(setup: Setup) -> tuple[GlobalModel, Broadcast]:
+    """The public set goes to all; the foundation model's answers to the clinics, once."""
+    model, first = first_model(setup.task, initial_weights(setup.task))
+    guided = setup.public.guidance_artefact and setup.task.fedhelp.guidance_weight > 0
+    to_clinics = {"guidance": setup.public.guidance_artefact} if guided else {}
+    to_all = {"model": first, "public-set": setup.public.artefact}
+    return model, Broadcast(to_all, to_clinics)
+
+
+def init(setup: Setup, site: SimulatedSite) -> State:
+    learner = make_learner(setup, site, setup.public.images, distill=False)
+    return State(site, learner, SiteModel())
+
+
+def make_learner(setup: Setup, site: SimulatedSite, public: PublicImages, *, distill: bool) -> Clinic | Hospital:
+    if site.role == "hospital":
+        return Hospital(site.own, public.normalise, setup.task, site.name)
+    return Clinic(site.own, public, setup.task, site.name, distill=distill)
+
+
+def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
+    learner = state.learner
+    state.model.receive(received, learner.small)
+    if isinstance(learner, Clinic):
+        take_up_consensus(setup, learner, received)
+    train(setup, learner, round_number)
+    sent = {"model": state.model.update(learner.small, setup.task)}
+    if isinstance(learner, Hospital) and setup.task.fedhelp.consensus_weight > 0:
+        sent["soft-labels"] = soft_labels(setup, state, learner, round_number)
+    return sent
+
+
+def take_up_consensus(setup: Setup, learner: Clinic, received: Message) -> None:
+    if "consensus" in received and learner.consensus_weight > 0:
+        public, targets = setup.public.images, decode_targets(received["consensus"])
+        pixels_PHWC = public.pixels_PCHW.permute(0, 2, 3, 1).numpy()
+        learner.consensus = public_images(pixels_PHWC, public.sha256, setup.task, None, targets).consensus
+
+
+def train(setup: Setup, learner: Clinic | Hospital, round_number: int) -> None:
+    num_steps = setup.task.training.steps_per_round
+    for number in range((round_number - 1) * num_steps, round_number * num_steps):
+        learner.step(number)
+
+
+def soft_labels(setup: Setup, state: State, learner: Hospital, round_number: int) -> bytes:
+    answered = answer_public_set(learner.average.module, setup.public.images, setup.task, state.site.name, round_number)
+    return encode_targets(answered)
+
+
+def aggregate(
+    setup: Setup, state: GlobalModel, messages: Mapping[str, Message], round_number: int
+) -> tuple[GlobalModel, Broadcast]:
+    return average_models(
+        setup.task,
+        state,
+        {name: message["model"] for name, message in messages.items() if "model" in message},
+        {name: message["soft-labels"] for name, message in messages.items() if "soft-labels" in message},
+        {site.name: site.num_examples for site in setup.sites},
+        setup.public.images.sha256,
+        round_number,
+    )
+
+
+def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
+    """As `ayni train` chooses at the end: a hospital between its large networks, a clinic between the global model and
+    what its last round made of it."""
+    learner = state.learner
+    if isinstance(learner, Hospital):
+        networks = [learner.average.module, learner.large]
+    else:
+        last = copy.deepcopy(learner.small)
+        state.model.receive(received, learner.small)
+        networks = [learner.small, last]
+    return [Candidate(network, setup.normalise) for network in networks]
+
+
+def with_settings(**changes: Any) -> Callable[[Task], Task]:
+    """The task with other `fedhelp` settings."""
+
+    def change(task: Task) -> Task:
+        return msgspec.structs.replace(task, fedhelp=msgspec.structs.replace(task.fedhelp, **changes))
+
+    return change
+
+
+def variant(title: str, source: str = SOURCE, *, public: Which = "in-domain", **changes: Any) -> Method:
+    """FedHelp with other settings of the product."""
+    return Method(
+        title=title,
+        source=source,
+        open=open,
+        init=init,
+        site_step=site_step,
+        aggregate=aggregate,
+        candidates=candidates,
+        public=public,
+        change_task=with_settings(**changes),
+    )
+
+
+METHOD = variant("FedHelp as published", consensus_weight=0.0)

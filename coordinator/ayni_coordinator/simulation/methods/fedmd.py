@@ -1,0 +1,88 @@
+"""FedMD: no weights travel. Each site answers the public images, the answers are averaged, each site learns the mean.
+
+The answers travel as the federation's soft labels do; "digest" is the KL from the mean, by which the paper's mean
+absolute difference of logits is replaced (ours are log-probabilities).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ayni.learning.batches import Batch
+from ayni.learning.networks import Network
+from ayni.learning.site_data import public_images
+from ayni.learning.training import answer_public_set
+from ayni.tensors.targets import decode_targets, encode_targets
+from ayni_coordinator.aggregation import consensus_of
+from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
+from ayni_coordinator.simulation.training import Trainer, own_network, trainer
+
+
+@dataclass(slots=True)
+class State:
+    site: SimulatedSite
+    network: Network
+    trainer: Trainer
+
+
+def open(setup: Setup) -> tuple[None, Broadcast]:
+    return None, Broadcast({"public-set": setup.public.artefact})
+
+
+def init(setup: Setup, site: SimulatedSite) -> State:
+    network = own_network(setup, site)
+    return State(site, network, trainer(setup, site, [network], 2 * setup.task.training.steps_per_round))
+
+
+def consensus(setup: Setup, received: Message) -> Tensor | None:
+    """The sites' mean answer to the public images: logits [P, C], or maps."""
+    if "consensus" not in received:
+        return None
+    public, targets = setup.public.images, decode_targets(received["consensus"])
+    pixels_PHWC = public.pixels_PCHW.permute(0, 2, 3, 1).numpy()
+    return public_images(pixels_PHWC, public.sha256, setup.task, None, targets).consensus
+
+
+def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
+    """Digest what the others know, then revisit the own images; half of the steps each."""
+    taught, num_steps = consensus(setup, received), setup.task.training.steps_per_round
+
+    def own_loss(batch: Batch, truth: Tensor) -> Tensor:
+        return setup.objective.supervised(state.network(batch.x_BCHW), truth)
+
+    def digest_loss(batch: Batch) -> Tensor:
+        assert taught is not None
+        answer = state.network(batch.x_BCHW)
+        return setup.objective.distil(answer, batch.of(taught), temperature=setup.task.fedhelp.temperature)
+
+    if taught is None:
+        state.trainer.own(num_steps, own_loss)
+    else:
+        state.trainer.public(num_steps, digest_loss)
+    state.trainer.own(num_steps, own_loss)
+    answered = answer_public_set(state.network, setup.public.images, setup.task, state.site.name, round_number)
+    return {"soft-labels": encode_targets(answered)}
+
+
+def aggregate(setup: Setup, state: None, messages: Mapping[str, Message], round_number: int) -> tuple[None, Broadcast]:
+    answers = [decode_targets(message["soft-labels"]) for message in messages.values()]
+    mean = consensus_of(answers, len(answers), setup.public.images.sha256, round_number, setup.task)
+    return None, Broadcast({"consensus": encode_targets(mean)})
+
+
+def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
+    return [Candidate(state.network, setup.normalise)]
+
+
+METHOD = Method(
+    title="FedMD: answers about public images",
+    source="Li and Wang 2019, arXiv 1910.03581",
+    open=open,
+    init=init,
+    site_step=site_step,
+    aggregate=aggregate,
+    candidates=candidates,
+)

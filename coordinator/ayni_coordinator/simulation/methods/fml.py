@@ -1,0 +1,81 @@
+"""FML: each site's own network and a small one that travels ("meme") teach each other by full soft labels.
+
+The mutual distillation is symmetric: that is what FedHelp changes. Each step trains both networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ayni.learning.batches import Batch
+from ayni.learning.networks import Network, initial_weights
+from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
+from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
+from ayni_coordinator.simulation.training import Trainer, own_network, small_network, trainer
+
+
+@dataclass(slots=True)
+class State:
+    site: SimulatedSite
+    own: Network
+    meme: Network
+    model: SiteModel
+    trainer: Trainer
+
+
+def open(setup: Setup) -> tuple[GlobalModel, Broadcast]:
+    model, first = first_model(setup.task, initial_weights(setup.task))
+    return model, Broadcast({"model": first})
+
+
+def init(setup: Setup, site: SimulatedSite) -> State:
+    own, meme = own_network(setup, site), small_network(setup)
+    together = trainer(setup, site, [own, meme], setup.task.training.steps_per_round)
+    return State(site, own, meme, SiteModel(), together)
+
+
+def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
+    state.model.receive(received, state.meme)
+    weight, objective = setup.number("distillation"), setup.objective
+    temperature = setup.task.fedhelp.temperature
+
+    def loss(batch: Batch, truth: Tensor) -> Tensor:
+        own, meme = state.own(batch.x_BCHW), state.meme(batch.x_BCHW)
+        labels = objective.supervised(own, truth) + objective.supervised(meme, truth)
+        mutual = objective.distil(own, meme, temperature=temperature) + objective.distil(
+            meme, own, temperature=temperature
+        )
+        return (1 - weight) * labels + weight * mutual
+
+    state.trainer.own(setup.task.training.steps_per_round, loss)
+    return {"model": state.model.update(state.meme, setup.task)}
+
+
+def aggregate(
+    setup: Setup, state: GlobalModel, messages: Mapping[str, Message], round_number: int
+) -> tuple[GlobalModel, Broadcast]:
+    updates = {name: message["model"] for name, message in messages.items()}
+    num_examples = {site.name: site.num_examples for site in setup.sites}
+    return average_models(setup.task, state, updates, {}, num_examples, "", round_number)
+
+
+def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
+    """The site's own network; at a clinic, where both are of one size, also the global one."""
+    state.model.receive(received, state.meme)
+    networks = [state.own, state.meme] if state.site.role == "clinic" else [state.own]
+    return [Candidate(network, setup.normalise) for network in networks]
+
+
+METHOD = Method(
+    title="FML: symmetric mutual distillation",
+    source="Shen et al. 2020, arXiv 2006.16765",
+    open=open,
+    init=init,
+    site_step=site_step,
+    aggregate=aggregate,
+    candidates=candidates,
+    settings={"distillation": 0.5},
+)

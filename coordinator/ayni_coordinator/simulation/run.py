@@ -1,0 +1,149 @@
+"""One run: a method on a task with a seed, from the data on the disk to one row per site.
+
+Every site is trained by what the method says, in the order of the sites' names, in one process; messages pass in
+memory, encoded as on the wire. Test images are touched once, at the end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from ayni.errors import UserError
+from ayni.learning.models import best_of
+from ayni.learning.scores import answers, score, score_masks
+from ayni.learning.site_data import own_images
+from ayni.task import Task
+from ayni_coordinator.simulation.collection import Dealt, deal, load_collection, read_plans
+from ayni_coordinator.simulation.experiment import METHODS, Setting
+from ayni_coordinator.simulation.jobs import Job, Tell
+from ayni_coordinator.simulation.method import Candidate, Message, Method, Setup, SimulatedSite
+from ayni_coordinator.simulation.public import load_public
+from ayni_coordinator.simulation.results import Row
+
+
+def method_named(name: str) -> Method:
+    module = importlib.import_module(f"{METHODS}.{name}")
+    method: Method = module.METHOD
+    return method
+
+
+def run_job(job: Job, tell: Tell) -> list[Row]:
+    """Raises UserError for data or settings that will not do."""
+    torch.set_num_threads(job.num_threads)
+    torch.use_deterministic_algorithms(True)
+    method = method_named(job.method)
+    task = method.change_task(msgspec.structs.replace(job.task, seed=job.seed))
+    public_plan, site_plans = read_plans(job.entry)
+    collection = load_collection(Path(job.data_folder), job.entry.data, task, job.entry.crop)
+    dealt = deal(collection, public_plan, site_plans, seed=job.seed)
+    public = load_public(collection, public_plan, task, Path(job.data_folder), method.public)
+    del collection
+    sites = tuple(
+        SimulatedSite(one.name, one.role, own_images(one.pixels_NHWK, one.truth, task, one.name)) for one in dealt
+    )
+    setup = Setup(task, sites, public, _settings(method, job))
+    outcomes = run_rounds(method, setup, tell)
+    return [_row(job, setup, one, outcomes[one.name]) for one in dealt]
+
+
+def _settings(method: Method, job: Job) -> Mapping[str, Setting]:
+    unknown = sorted(set(job.settings) - set(method.settings))
+    if unknown:
+        raise UserError(f"{job.method} has no setting {unknown[0]!r}; it has {', '.join(method.settings) or 'none'}.")
+    return {**method.settings, **job.settings}
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What a run cost a site, and the networks that it may diagnose with."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    candidates: Sequence[Candidate] = ()
+
+
+def run_rounds(method: Method, setup: Setup, tell: Tell) -> dict[str, Outcome]:
+    """All rounds; the seconds are the processor's, of the site's own work."""
+    outcomes = {site.name: Outcome() for site in setup.sites}
+    server, broadcast = method.open(setup)
+    states: dict[str, Any] = {}
+    for site in setup.sites:
+        with _Clock(outcomes[site.name]):
+            states[site.name] = method.init(setup, site)
+    num_turns = setup.num_rounds * len(setup.sites)
+    for round_number in range(1, setup.num_rounds + 1):
+        messages: dict[str, Message] = {}
+        for number, site in enumerate(setup.sites):
+            received = _receive(broadcast.to(site.role), outcomes[site.name])
+            with _Clock(outcomes[site.name]):
+                sent = method.site_step(setup, states[site.name], received, round_number)
+            outcomes[site.name].bytes_up += sum(map(len, sent.values()))
+            messages[site.name] = sent
+            tell((round_number - 1) * len(setup.sites) + number + 1, num_turns)
+        server, broadcast = method.aggregate(setup, server, dict(sorted(messages.items())), round_number)
+    for site in setup.sites:
+        received = _receive(broadcast.to(site.role), outcomes[site.name])
+        outcomes[site.name].candidates = method.candidates(setup, states[site.name], received)
+    return outcomes
+
+
+def _receive(message: Message, outcome: Outcome) -> Message:
+    outcome.bytes_down += sum(map(len, message.values()))
+    return message
+
+
+class _Clock:
+    """Adds the processor's seconds to an outcome."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def __enter__(self) -> None:
+        self._began_s = time.process_time()
+
+    def __exit__(self, *error: object) -> None:
+        self._outcome.seconds += time.process_time() - self._began_s
+
+
+def chosen_by_holdout(candidates: Sequence[Candidate], site: SimulatedSite, setup: Setup) -> Candidate:
+    """By the rule that the product has: the first, unless another is better by more than chance."""
+    truth = site.own.holdout_truth
+    if len(candidates) == 1 or not len(truth):
+        return candidates[0]
+    logits = [answers(one.network.eval(), site.own.holdout_MCHW, one.normalise) for one in candidates]
+    figures = [setup.objective.score(some, truth).main for some in logits]
+    return candidates[best_of(figures, setup.objective.chance(logits[0], truth))]
+
+
+def _row(job: Job, setup: Setup, dealt: Dealt, outcome: Outcome) -> Row:
+    site = next(site for site in setup.sites if site.name == dealt.name)
+    chosen = chosen_by_holdout(outcome.candidates, site, setup)
+    metrics = test_figures(chosen, dealt, setup.task)
+    return Row(
+        task=job.task.name,
+        method=job.method,
+        seed=job.seed,
+        site=dealt.name,
+        role=dealt.role,
+        num_train=len(dealt.truth),
+        metrics={name: round(value, 6) for name, value in metrics.items()},
+        bytes_up=outcome.bytes_up,
+        bytes_down=outcome.bytes_down,
+        seconds=round(outcome.seconds, 2),
+        rounds=setup.num_rounds,
+    )
+
+
+def test_figures(chosen: Candidate, dealt: Dealt, task: Task) -> dict[str, float]:
+    pixels_NCHW = torch.from_numpy(dealt.test_pixels_NHWK).permute(0, 3, 1, 2).contiguous()
+    truth = torch.from_numpy(dealt.test_truth)
+    logits = answers(chosen.network.eval(), pixels_NCHW, chosen.normalise)
+    scores = score_masks(logits, truth, distances=True) if task.kind == "segmentation" else score(logits, truth)
+    return scores.figures()
