@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ayni.cli import app
 from ayni.errors import DataError
 from ayni_coordinator.simulation.evidence import TaskEvidence, by_task
-from ayni_coordinator.simulation.method_titles import known_titles
+from ayni_coordinator.simulation.method_titles import TITLES_FILE, known_titles
 from ayni_coordinator.simulation.page import write_page
 from ayni_coordinator.simulation.page_claims import (
     Verdict,
@@ -193,6 +193,11 @@ def test_the_command_makes_the_page(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     assert (tmp_path / "page.md").read_text().startswith("# Results")
     assert (tmp_path / "page-pneumonia.svg").exists()
+
+
+def test_every_method_that_can_be_run_has_a_title_on_the_page() -> None:
+    modules = {path.stem for path in TITLES_FILE.with_name("methods").glob("*.py")} - {"__init__"}
+    assert modules <= known_titles().keys()
 
 
 @pytest.mark.skipif(not (DOCS / "results.json").exists(), reason="no results have been measured yet")

@@ -82,8 +82,8 @@ def _paragraphs(everything: Sequence[TaskEvidence], markdown: Path, notes_name: 
     yield "## What held and what did not work"
     yield (
         "*holds*: the interval says so. *not shown*: the mean says so, the interval does not. Up to "
-        f"{100 * (page_claims.SAME_BYTES - 1):.0f} % more bytes count as no more. The last claim is judged at the large "
-        "site that fares worst, and by the interval over all of them."
+        f"{100 * (page_claims.SAME_BYTES - 1):.0f} % more bytes count as no more. The last claim is judged at the "
+        "large site that fares worst, and by the interval over all of them."
     )
     yield from page_claims.claims_section(federated)
     yield f"### What each part of `{OURS}` was worth, also where it was worth nothing"
