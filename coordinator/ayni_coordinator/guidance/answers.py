@@ -19,20 +19,24 @@ import numpy as np
 from ayni.errors import IntegrityError, UserError
 from ayni_coordinator.guidance.source import Logits, Source
 
-FORMAT = 1
+FORMAT = 2  # 1 had answers of one axis only, and no column for their shape
 _TABLES = """
 CREATE TABLE IF NOT EXISTS model (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, version TEXT NOT NULL, licence TEXT NOT NULL, classes TEXT NOT NULL,
     UNIQUE (name, version));
 CREATE TABLE IF NOT EXISTS answer (
-    model INTEGER NOT NULL REFERENCES model, image BLOB NOT NULL, logits BLOB NOT NULL, PRIMARY KEY (model, image));
+    model INTEGER NOT NULL REFERENCES model, image BLOB NOT NULL, logits BLOB NOT NULL,
+    shape TEXT NOT NULL DEFAULT '', PRIMARY KEY (model, image));
 CREATE TABLE IF NOT EXISTS asked (
     id INTEGER PRIMARY KEY, model INTEGER NOT NULL REFERENCES model, num_images INTEGER NOT NULL, at TEXT NOT NULL);
 """
 
 
 class AnswerStore(AbstractContextManager["AnswerStore"]):
-    """Answers are float32 logits under (SHA-256 of the image, model, version). Use it as a context manager."""
+    """Answers are float32 logits, [C] or [S, h, w], under (SHA-256 of the image, model, version).
+
+    Use it as a context manager.
+    """
 
     def __init__(self, path: Path, *, wait_s: float = 2.0) -> None:
         """Raises UserError if another process holds the file, IntegrityError if it is damaged."""
@@ -44,9 +48,10 @@ class AnswerStore(AbstractContextManager["AnswerStore"]):
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
-            if found not in (0, FORMAT):
+            if found not in (0, 1, FORMAT):
                 raise UserError(f"{path} was written by a newer Ayni (format {found}). Update Ayni.")
-            self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
+            tables = "ALTER TABLE answer ADD COLUMN shape TEXT NOT NULL DEFAULT '';" if found == 1 else _TABLES
+            self._db.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {FORMAT}; COMMIT;")
         except sqlite3.OperationalError as error:
             self._db.close()
             raise UserError(f"{path} cannot be used now ({error}). Is another `ayni` asking? Wait for it.") from None
@@ -95,17 +100,24 @@ class AnswerStore(AbstractContextManager["AnswerStore"]):
 
     def store(self, model: int, images: Sequence[bytes], logits_BC: Logits) -> None:
         """All of a batch or none of it; durable when this returns."""
+        shape = "x".join(str(size) for size in logits_BC.shape[1:])
         self._db.execute("BEGIN IMMEDIATE")
         with self._db:
-            rows = [(model, image, row.tobytes()) for image, row in zip(images, logits_BC.astype("<f4"), strict=True)]
-            self._db.executemany("INSERT INTO answer (model, image, logits) VALUES (?, ?, ?)", rows)
+            answers = zip(images, logits_BC.astype("<f4"), strict=True)
+            rows = [(model, image, logits.tobytes(), shape) for image, logits in answers]
+            self._db.executemany("INSERT INTO answer (model, image, logits, shape) VALUES (?, ?, ?, ?)", rows)
 
     def images(self, model: int) -> set[bytes]:
         """The images that this model has answered."""
         return {image for (image,) in self._db.execute("SELECT image FROM answer WHERE model = ?", (model,))}
 
     def read(self, model: int, images: Sequence[bytes]) -> Logits:
-        """logits_NC of answered images, in their order."""
-        query = "SELECT logits FROM answer WHERE model = ? AND image = ?"
-        rows = [self._db.execute(query, (model, image)).fetchone()[0] for image in images]
-        return np.stack([np.frombuffer(row, "<f4") for row in rows]).astype(np.float32)
+        """logits_NC (or [N, S, h, w], if they are dense) of answered images, in their order."""
+        query = "SELECT logits, shape FROM answer WHERE model = ? AND image = ?"
+        rows = [self._db.execute(query, (model, image)).fetchone() for image in images]
+        return np.stack([_array(logits, shape) for logits, shape in rows]).astype(np.float32)
+
+
+def _array(logits: bytes, shape: str) -> Logits:
+    values: Logits = np.frombuffer(logits, "<f4")
+    return values.reshape([int(size) for size in shape.split("x")]) if shape else values  # none: from format 1

@@ -47,6 +47,7 @@ def ask_once(
 ) -> Targets:
     """Targets for every image of the set, in its order; the `max_classes` classes that the model uses most.
 
+    Dense answers (logits per pixel of each structure) are kept whole: structures do not compete.
     Equal images are asked once. `settings.max_calls` caps the images ever asked from this home: a set that would
     exceed it is refused before the first question.
     """
@@ -65,7 +66,8 @@ def ask_once(
         answers.store(model, batch, logits_BC)
         on_progress(len(place) - len(missing) + start + len(batch), len(place))
     logits_NC = answers.read(model, digests)
-    kept = most_used_classes(logits_NC, settings.max_classes)
+    dense = logits_NC.ndim == 4
+    kept = np.arange(len(source.classes)) if dense else most_used_classes(logits_NC, settings.max_classes)
     info = TargetsInfo(
         source="foundation",
         image_set=image_set_sha256,
@@ -74,6 +76,8 @@ def ask_once(
         licence=source.licence,
         classes=tuple(source.classes[number] for number in kept),
         bits=settings.bits,
+        height=logits_NC.shape[2] if dense else 0,
+        width=logits_NC.shape[3] if dense else 0,
     )
     return Targets(info, logits_NC[:, kept])
 

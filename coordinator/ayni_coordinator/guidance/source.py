@@ -31,7 +31,11 @@ class Source(Protocol):
     def batch_size(self) -> int: ...
 
     def answer(self, pixels_BHWC: Pixels) -> Logits:
-        """Finite logits_BC, B images and C classes. Raises TryLaterError, or an error that no retry will mend."""
+        """Finite logits_BC, B images and C classes; or dense ones [B, S, h, w], S structures of one sigmoid each.
+
+        h and w are the images' own height and width, or half of them. Raises TryLaterError, or an error that no
+        retry will mend.
+        """
         ...
 
 
@@ -56,6 +60,12 @@ def _open_lite0(settings: GuidanceSettings, home: Path) -> Source:
     return open_lite0(settings, home)
 
 
+def _open_lite_medsam(settings: GuidanceSettings, home: Path) -> Source:
+    from ayni_coordinator.guidance.lite_medsam import open_lite_medsam
+
+    return open_lite_medsam(settings)
+
+
 def _open_onnx(settings: GuidanceSettings, home: Path) -> Source:
     from ayni_coordinator.guidance.onnx_model import open_onnx
 
@@ -70,6 +80,7 @@ def _open_http(settings: GuidanceSettings, home: Path) -> Source:
 
 _OPENERS: dict[str, Callable[[GuidanceSettings, Path], Source]] = {
     "efficientnet-lite0": _open_lite0,
+    "lite-medsam": _open_lite_medsam,
     "onnx": _open_onnx,
     "http": _open_http,
 }
