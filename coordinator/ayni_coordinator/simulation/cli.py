@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ayni_coordinator.simulation.experiment import Experiment
     from ayni_coordinator.simulation.simulate import Request
 
+ENGINES = ("processes", "ray")
+
 
 def register(app: typer.Typer) -> None:
     """Called by the coordinator's part of the command line."""
@@ -24,7 +26,7 @@ def simulate(
     task: Annotated[list[str] | None, typer.Option(help="Only this task now; repeatable.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method now; repeatable.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed now; repeatable.")] = None,
-    engine: Annotated[str, typer.Option(help="processes, or ray (also over several machines).")] = "processes",
+    engine: Annotated[str, typer.Option(help="processes, or ray for a cluster (RAY_ADDRESS).")] = "processes",
     workers: Annotated[int | None, typer.Option(min=1, max=4096, help="Runs at once; one per core by default.")] = None,
     memory_mb: Annotated[
         int | None, typer.Option(min=1, help="For all runs together; 80 % of what is free by default.")
@@ -45,22 +47,26 @@ def simulate(
     from ayni_coordinator.simulation.experiment import read_experiment
     from ayni_coordinator.simulation.simulate import Request, require_parts
 
-    if engine not in ("processes", "ray"):
-        raise UserError(f"--engine is processes or ray, not {engine!r}.")
+    if engine not in ENGINES:
+        raise UserError(f"--engine is {' or '.join(ENGINES)}, not {engine!r}.")
     require_parts()
     request = Request(
         out=out, data=data, tasks=task or (), methods=method or (), seeds=seed or (),
         num_workers=workers, memory_mb=memory_mb, memory_per_run_mb=memory_per_run_mb,
     )  # fmt: skip
-    simulate_and_tell(read_experiment(experiment), request, json=json)
+    simulate_and_tell(read_experiment(experiment), request, engine, json=json)
 
 
-def simulate_and_tell(experiment: Experiment, request: Request, *, json: bool) -> None:
+def simulate_and_tell(experiment: Experiment, request: Request, engine: str, *, json: bool) -> None:
     """What came of it goes to standard output."""
     from ayni.terminal import print_json
+    from ayni_coordinator.simulation.processes import processes
+    from ayni_coordinator.simulation.ray_engine import ray_workers, require_ray
     from ayni_coordinator.simulation.simulate import simulate as run
 
-    summary = run(experiment, request)
+    if engine == "ray":
+        require_ray()
+    summary = run(experiment, request, ray_workers if engine == "ray" else processes)
     if json:
         print_json(summary)
     else:

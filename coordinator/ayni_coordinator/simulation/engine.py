@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job, Retried, Started
@@ -22,6 +24,10 @@ Start = Callable[[Job, Callable[[Event], None]], Stop]  # says events, from any 
 class Limits:
     num_workers: int
     memory_mb: int
+
+
+# What a run's dotted name, a job's log and the limits make; leaving it ends whatever it started.
+Engine = Callable[[str, Callable[[Job], Path], Limits], AbstractContextManager[Start]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,26 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
+from ayni_coordinator.simulation.engine import Limits, Start, Stop
 from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job
 from ayni_coordinator.simulation.worker import ENVIRONMENT
 
 _EVENTS = msgspec.json.Decoder(Event)
 
 
-def start_process(job: Job, say: Callable[[Event], None], *, run: str, log: Path) -> Callable[[], None]:
+@contextmanager
+def processes(run: str, log: Callable[[Job], Path], limits: Limits) -> Iterator[Start]:
+    """The engine that needs nothing else."""
+    yield lambda job, say: _start_process(job, say, run, log(job))
+
+
+def _start_process(job: Job, say: Callable[[Event], None], run: str, log: Path) -> Stop:
     """Returns how to stop it. `say` hears, from another thread, what happens; last a Finished or Failed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = {name: str(job.num_threads) for name in ENVIRONMENT if name.endswith("_NUM_THREADS")}
@@ -50,6 +57,8 @@ def _listen(process: subprocess.Popen[bytes], job: Job, say: Callable[[Event], N
         process.stdin.write(msgspec.json.encode(job) + b"\n")
         process.stdin.flush()
         for line in process.stdout:
+            if not line.endswith(b"\n"):
+                break  # killed while it said this
             last = _EVENTS.decode(line)
             if not isinstance(last, Finished | Failed):
                 say(last)

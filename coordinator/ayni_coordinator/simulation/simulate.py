@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ import msgspec
 from ayni.artefacts.lock import folder_lock
 from ayni.errors import AyniError, MissingExtraError
 from ayni_coordinator.simulation.board import Board
-from ayni_coordinator.simulation.engine import Limits, Start, Stop, run_jobs
+from ayni_coordinator.simulation.engine import Engine, Limits, run_jobs
 from ayni_coordinator.simulation.experiment import Experiment, check_data
 from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job, jobs_of, selected
 from ayni_coordinator.simulation.memory import MemoryPlan, default_budget_mb, num_cores
 from ayni_coordinator.simulation.page import write_page
-from ayni_coordinator.simulation.processes import start_process
+from ayni_coordinator.simulation.processes import processes
 from ayni_coordinator.simulation.records import Record, Records
 from ayni_coordinator.simulation.results import Row, write_rows
 from ayni_coordinator.simulation.table import Screen, standing
@@ -79,15 +79,15 @@ def require_parts() -> None:
         raise MissingExtraError("Simulating", "coordinator")
 
 
-def simulate(experiment: Experiment, request: Request, start: Start | None = None) -> Summary:
-    """Raises UserError for what cannot be run. `start` is how one job is run: a process of its own, by default."""
+def simulate(experiment: Experiment, request: Request, engine: Engine = processes) -> Summary:
+    """Raises UserError for what cannot be run. `engine` gives what starts one job: a process of its own, by default."""
     all_jobs = jobs_of(experiment, request.data)
     jobs = selected(all_jobs, tasks=request.tasks, methods=request.methods, seeds=request.seeds)
     names = {job.task.name for job in jobs}
     check_data(request.data, [part for part in experiment.parts if part.task.name in names])
     request.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(request.out, "another `ayni simulate` works in this folder"):
-        return _run(experiment, request, _plan(all_jobs, jobs, Records(request.out)), start)
+        return _run(experiment, request, _plan(all_jobs, jobs, Records(request.out)), engine)
 
 
 def _plan(all_jobs: list[Job], jobs: list[Job], records: Records) -> _Plan:
@@ -96,7 +96,7 @@ def _plan(all_jobs: list[Job], jobs: list[Job], records: Records) -> _Plan:
     return _Plan(all_jobs, jobs, todo, [job for job in jobs if stands[job.name] == "outdated"])
 
 
-def _run(experiment: Experiment, request: Request, plan: _Plan, start: Start | None) -> Summary:
+def _run(experiment: Experiment, request: Request, plan: _Plan, engine: Engine) -> Summary:
     began_s = time.monotonic()
     records = Records(request.out)
     limits = Limits(request.num_workers or num_cores(), request.memory_mb or default_budget_mb())
@@ -115,10 +115,9 @@ def _run(experiment: Experiment, request: Request, plan: _Plan, start: Start | N
             screen.tell(job, event, wall_s)
 
         try:
-            run_jobs(
-                plan.todo, start or _processes(request, records), limits, memory,
-                on_event=on_event, on_tick=screen.draw,
-            )  # fmt: skip
+            if plan.todo:
+                with engine(request.run, records.log, limits) as start:
+                    run_jobs(plan.todo, start, limits, memory, on_event=on_event, on_tick=screen.draw)
         except KeyboardInterrupt:
             screen.note(f"stopped: {standing(board)}; the same command goes on from there")
             raise
@@ -136,13 +135,6 @@ def _start_state(plan: _Plan, records: Records, limits: Limits, request: Request
             board.keep(job, record)
             memory.learn((job.task.name, job.method), record.peak_rss_mb)
     return board, memory
-
-
-def _processes(request: Request, records: Records) -> Start:
-    def start(job: Job, say: Callable[[Event], None]) -> Stop:
-        return start_process(job, say, run=request.run, log=records.log(job))
-
-    return start
 
 
 def _first_words(plan: _Plan, records: Records, limits: Limits) -> list[str]:
