@@ -6,9 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,16 @@ def write_xrays(path: Path, start: int) -> None:
 class Federation:
     """Makes the coordinator's folder and the sites' data; every process that it starts ends with the `with`."""
 
-    def __init__(self, folder: Path, *, rounds: int = 2, sites: Iterable[str] = SITES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rounds: int = 2,
+        sites: Iterable[str] = SITES,
+        write_data: Callable[[Path, int], None] = write_xrays,
+        **changes: Any,
+    ) -> None:
+        """`changes` are settings of the task; `write_data` writes a site's images, the first of them by its number."""
         self.folder, self.centre = folder, folder / "centre"
         self._running: list[subprocess.Popen[bytes]] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,12 +62,13 @@ class Federation:
             image=ImageSettings(height=28, width=28),
             training={"rounds": rounds, "steps_per_round": 3, "batch_size": 16},
             traffic={"form": "sparse"},
-            round={"quorum": len(sites), "wait_for_sites": len(sites), "deadline_s": 60.0},
+            round={"quorum": len(sites), "wait_for_sites": len(sites), "deadline_s": 60.0, "min_cohort": 1},
+            **changes,
         )
         endpoint = f"tcp://127.0.0.1:{free_port()}"
         create_home(self.centre, task, endpoint=endpoint, bind=endpoint).engine.dispose()
         for number, site in enumerate(sites):
-            write_xrays(folder / f"{site}.npz", number * NUM_IMAGES)
+            write_data(folder / f"{site}.npz", number * NUM_IMAGES)
 
     # Processes
 

@@ -83,9 +83,8 @@ def pull(features: Tensor, truth: Tensor, prototypes: Prototypes, task: Task) ->
 
     Of a segmentation: each pixel's, for each structure the side that it is on; a mean over structures.
     """
-    shares = belongs(truth, task) * (prototypes.count_K > 0).view(
-        1, -1, *[1] * (truth.ndim - 2 if truth.ndim > 2 else 0)
-    )
+    of_class = (1, -1, *[1] * (features.ndim - 2))
+    shares = belongs(truth, task) * (prototypes.count_K > 0).view(of_class)
     num_structures = len(task.classes) if task.kind == "segmentation" else 1
     square = features.pow(2).sum(dim=1, keepdim=True)
     product = torch.einsum("bf...,kf->bk...", features, prototypes.means_KF)

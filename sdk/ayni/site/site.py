@@ -59,6 +59,8 @@ class SiteStatus:
     models: dict[str, TrainedModel]
     round: RoundIs | None
 
+NAME_DATA = "Name a folder with labels.csv, or with images and masks, or a .npz file."
+
 
 class Site:
     """One site's folder. `dial` replaces the encrypted line in simulations."""
@@ -222,17 +224,19 @@ class Site:
         if data is None and self.settings.data:
             return self.settings.data
         if data is None:
-            raise UserError("which images? Name a folder with labels.csv or a .npz file.")
+            raise UserError(f"which images? {NAME_DATA}")
         if isinstance(data, Path | str):
             path = Path(data).resolve()
             if not path.exists():
-                raise UserError(f"there are no data at {path}. Name a folder with labels.csv or a .npz file.")
+                raise UserError(f"there are no data at {path}. {NAME_DATA}")
             _check_at_once(path)
             return str(path)
         from ayni.data.dataset import store_dataset  # a torch Dataset: written out for the training process
 
         path = self.home / "data" / "dataset.npz"
-        store_dataset(data, path, self.task().image)
+        task = self.task()
+        structures = task.classes if task.kind == "segmentation" else None
+        store_dataset(data, path, task.image, structures=structures)
         return str(path)
 
     def _agent(self, state: SiteState) -> Agent:
@@ -248,11 +252,14 @@ class Site:
 def _check_at_once(data: Path) -> None:
     """A plain mistake is said now, and not when the first round opens, which may be tomorrow."""
     from ayni.data.folder import LABELS_FILE, read_labels
+    from ayni.data.pairs import MASKS, check_complete, find_pairs
 
-    if data.is_dir() and ((data / LABELS_FILE).exists() or not (data / "dataset.npz").exists()):
+    if (data / MASKS).is_dir() and not (data / LABELS_FILE).exists():
+        check_complete(data, find_pairs(data))
+    elif data.is_dir() and ((data / LABELS_FILE).exists() or not (data / "dataset.npz").exists()):
         read_labels(data)
     elif data.is_file() and not zipfile.is_zipfile(data):
-        raise UserError(f"{data} is no .npz file. Name a folder with labels.csv or a .npz file.")
+        raise UserError(f"{data} is no .npz file. {NAME_DATA}")
 
 
 def _ask_to_join(dial: Dial, asked: Join, state: SiteState, expires_s: int) -> ReplyBody:

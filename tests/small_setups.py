@@ -1,0 +1,94 @@
+"""Two hospitals and two clinics with a few small images, for tests of methods: squares that are bright or not."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+
+from ayni.learning.site_data import own_images, public_images
+from ayni.task import (
+    FedHelpSettings,
+    ImageSettings,
+    Kind,
+    NetworkSettings,
+    ResNetSettings,
+    Task,
+    TrafficSettings,
+    TrainingSettings,
+    UNetSettings,
+)
+from ayni.tensors.image_set import ImageSet, ImageSetInfo, encode_image_set
+from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
+from ayni_coordinator.simulation.method import Method, Public, Setup, SimulatedSite
+
+SIDE, NUM_PUBLIC = 16, 6
+SITES = {
+    "a-clinic": ("clinic", 10),
+    "b-clinic": ("clinic", 12),
+    "c-hospital": ("hospital", 20),
+    "d-hospital": ("hospital", 16),
+}
+RESNET = ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8), stem_stride=2)
+UNET = UNetSettings(channels=(4, 8), features=4)
+
+
+def small_task(kind: Kind, *, form: str = "sparse", rounds: int = 2, seed: int = 3) -> Task:
+    small, large = (RESNET, msgspec.structs.replace(RESNET, layers=(2, 1, 1, 1)))
+    unets = (UNET, UNetSettings(channels=(6, 12), features=4))
+    classification = kind == "classification"
+    return Task(
+        name="squares",
+        title="Bright squares",
+        kind=kind,
+        classes=("dark", "bright") if classification else ("square",),
+        image=ImageSettings(height=SIDE, width=SIDE),
+        training=TrainingSettings(rounds=rounds, steps_per_round=2, batch_size=4, learning_rate=5e-3),
+        networks=NetworkSettings(
+            small=small if classification else unets[0], large=large if classification else unets[1]
+        ),
+        fedhelp=FedHelpSettings(),
+        traffic=TrafficSettings(form=form, density_up=0.3, density_down=0.5),  # type: ignore[arg-type]
+        seed=seed,
+    )
+
+
+def squares(num_images: int, kind: Kind, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Images [N, H, W, 1]; every second one holds a bright square, which is also its mask."""
+    random = np.random.default_rng(seed)
+    pixels_NHWC = random.integers(0, 90, (num_images, SIDE, SIDE, 1), dtype=np.uint8)
+    masks_NSHW = np.zeros((num_images, 1, SIDE, SIDE), np.uint8)
+    for number in range(1, num_images, 2):
+        top, left = random.integers(0, SIDE - 8, 2)
+        pixels_NHWC[number, top : top + 8, left : left + 8] = 220
+        masks_NSHW[number, 0, top : top + 8, left : left + 8] = 1
+    labels_N = np.arange(num_images, dtype=np.int64) % 2
+    return pixels_NHWC, labels_N if kind == "classification" else masks_NSHW
+
+
+def small_setup(task: Task, method: Method | None = None) -> Setup:
+    """`method` may change the task, and has settings."""
+    task = method.change_task(task) if method else task
+    sites = tuple(
+        SimulatedSite(name, role, own_images(*squares(num, task.kind, number), task, name))
+        for number, (name, (role, num)) in enumerate(SITES.items())
+    )
+    return Setup(task, sites, small_public(task), dict(method.settings) if method else {})
+
+
+def small_public(task: Task) -> Public:
+    """Six images, and a teacher of three classes (or one kind of map) that says something about them."""
+    pixels_PHWC, _ = squares(NUM_PUBLIC, task.kind, 99)
+    info = ImageSetInfo(name="squares", licence="CC0", shape=(NUM_PUBLIC, SIDE, SIDE, 1))
+    artefact = encode_image_set(ImageSet(info, pixels_PHWC))
+    sha256 = hashlib.sha256(artefact).hexdigest()
+    dense = task.kind == "segmentation"
+    shape = (NUM_PUBLIC, 1, SIDE // 2, SIDE // 2) if dense else (NUM_PUBLIC, 3)
+    told = TargetsInfo(
+        source="foundation", image_set=sha256, model_name="teacher", model_version="1", licence="CC0", bits=8,
+        classes=("thing",) if dense else ("x", "y", "z"), height=SIDE // 2 * dense, width=SIDE // 2 * dense,
+    )  # fmt: skip
+    logits = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    targets = Targets(told, logits)
+    return Public(artefact, public_images(pixels_PHWC, sha256, task, targets, None), targets, encode_targets(targets))

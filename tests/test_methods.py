@@ -1,0 +1,170 @@
+"""Every method on small squares: what travels, what stays, and what is averaged, by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from ayni.learning.networks import weights_of
+from ayni.tensors import safe
+from ayni_coordinator.simulation.averaging import GlobalModel, norm_names
+from ayni_coordinator.simulation.experiment import known_methods
+from ayni_coordinator.simulation.method import Setup
+from ayni_coordinator.simulation.methods import fedavg, fedkd, fedtgp
+from ayni_coordinator.simulation.prototypes import Prototypes, mean_prototypes, pull, site_prototypes
+from ayni_coordinator.simulation.run import Outcome, chosen_by_holdout, method_named, run_rounds
+from small_setups import NUM_PUBLIC, SITES, small_setup, small_task
+
+KINDS = ["classification", "segmentation"]
+WITHOUT_WEIGHTS = {"local", "pooled", "fedmd", "fedproto", "fedtgp", "ayni_targets"}
+
+
+def run(name: str, setup: Setup) -> dict[str, Outcome]:
+    return run_rounds(method_named(name), setup, lambda done, num_steps: None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", known_methods())
+def test_every_method_gives_every_site_a_network_and_the_same_bits_again(name: str, kind: str) -> None:
+    digests = []
+    for _ in range(2):
+        setup = small_setup(small_task(kind), method_named(name))  # type: ignore[arg-type]
+        outcomes = run(name, setup)
+        assert list(outcomes) == list(SITES)
+        chosen = [chosen_by_holdout(outcomes[site.name].candidates, site, setup) for site in setup.sites]
+        x_BCHW = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        for one in chosen:
+            shape = (2, 2) if kind == "classification" else (2, 1, 16, 16)
+            assert one.network.eval()(x_BCHW).shape == shape
+        digests.append([safe.digest(weights_of(one.network)) for one in chosen])
+        digests.append([f"{o.bytes_up} {o.bytes_down}" for o in outcomes.values()])
+        travels = [o.bytes_up for o in outcomes.values()]
+        assert (min(travels) > 0) == (name != "local")
+    assert digests[0] == digests[2]
+    assert digests[1] == digests[3]
+
+
+@pytest.mark.parametrize("name", sorted(set(known_methods()) - WITHOUT_WEIGHTS))
+def test_at_a_hospital_the_large_network_stays_and_diagnoses_wherever_the_method_has_one(name: str) -> None:
+    setup = small_setup(small_task("classification"), method_named(name))
+    outcomes = run(name, setup)
+    num_large = sum(1 for _ in outcomes["c-hospital"].candidates[0].network.parameters())
+    num_small = sum(1 for _ in outcomes["a-clinic"].candidates[0].network.parameters())
+    assert (num_large > num_small) == (name not in {"fedavg", "fedprox", "fedbn"})
+
+
+def test_fedavg_is_the_plain_mean_of_what_the_sites_trained() -> None:
+    method, setup = method_named("fedavg"), small_setup(small_task("classification", form="fp32", rounds=1))
+    server, broadcast = method.open(setup)
+    states = {site.name: method.init(setup, site) for site in setup.sites}
+    sent = {site.name: method.site_step(setup, states[site.name], broadcast.to_all, 1) for site in setup.sites}
+    after, _ = method.aggregate(setup, server, sent, 1)
+    assert isinstance(after, GlobalModel)
+    mean = safe.decode(after.store.read(after.whole))
+    trained = [weights_of(state.network) for state in states.values()]
+    for name, tensor in mean.items():
+        assert np.allclose(tensor, np.mean([weights[name] for weights in trained], axis=0), atol=1e-6)
+
+
+def test_fedbn_keeps_the_normalisation_at_its_site() -> None:
+    method, setup = method_named("fedbn"), small_setup(small_task("classification", form="fp32"))
+    _, broadcast = method.open(setup)
+    state = method.init(setup, setup.sites[0])
+    norms = norm_names(state.network)
+    assert norms
+    assert not norms & set(safe.decode(broadcast.to_all["model"]))
+    sent = method.site_step(setup, state, broadcast.to_all, 1)
+    assert set(safe.decode(sent["model"])) | norms == set(weights_of(state.network))
+    mine = {name: weights_of(state.network)[name] for name in norms}
+    method.candidates(setup, state, {"model": sent["model"]})
+    assert all(np.array_equal(weights_of(state.network)[name], tensor) for name, tensor in mine.items())
+
+
+def test_fedprox_pulls_back_by_the_square_of_the_distance() -> None:
+    setup = small_setup(small_task("classification"))
+    network = fedavg.small_network(setup)
+    moved = copy.deepcopy(network)
+    with torch.no_grad():
+        moved.head.bias += 2.0  # two classes: 2 * 2**2
+    assert fedavg._distance(moved, network).item() == pytest.approx(8.0)
+    free = run("fedavg", small_setup(small_task("classification", form="fp32"), method_named("fedavg")))
+    settings = {"mu": 1e3}
+    held_setup = small_setup(small_task("classification", form="fp32"), method_named("fedprox"))
+    held_setup = Setup(held_setup.task, held_setup.sites, held_setup.public, settings)
+    held = run("fedprox", held_setup)
+    start = fedavg.small_network(setup)
+
+    def far(outcomes: dict[str, Outcome]) -> float:
+        network = outcomes["a-clinic"].candidates[1].network
+        assert isinstance(network, fedavg.Network)
+        return fedavg._distance(network, start).item()
+
+    assert far(held) < far(free)
+
+
+def test_prototypes_are_means_of_features_by_hand() -> None:
+    one = Prototypes(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([1.0, 0.0]))
+    two = Prototypes(torch.tensor([[5.0, 2.0], [4.0, 4.0]]), torch.tensor([3.0, 2.0]))
+    mean = mean_prototypes([one, two])
+    assert mean.means_KF.tolist() == [[4.0, 2.0], [4.0, 4.0]]  # (1 + 3 * 5) / 4; a class that one site lacks
+    assert mean.count_K.tolist() == [4.0, 2.0]
+    task = small_task("classification")
+    features_BF = torch.tensor([[4.0, 0.0], [4.0, 4.0]])
+    assert pull(features_BF, torch.tensor([0, 1]), mean, task).item() == pytest.approx(1.0)  # (4 / 2 + 0) / 2
+
+
+def test_prototypes_of_masks_are_the_means_inside_and_outside() -> None:
+    setup = small_setup(small_task("segmentation"))
+    site = setup.sites[0]
+    network = fedavg.small_network(setup).eval()
+    with torch.no_grad():
+        features_NFHW = network.features(setup.normalise(site.own.train_NCHW))
+    inside = site.own.train_truth[:, 0].bool()
+    expected = torch.stack([features_NFHW.movedim(1, 3)[where].mean(dim=0) for where in (inside, ~inside)])
+    found = site_prototypes(setup, site, network)
+    assert torch.allclose(found.means_KF, expected, atol=1e-4)
+    assert found.count_K.tolist() == [float(inside.sum()), float((~inside).sum())]
+    onto_itself = Prototypes(found.means_KF * 0, found.count_K)
+    assert pull(features_NFHW, site.own.train_truth, onto_itself, setup.task).item() == pytest.approx(
+        features_NFHW.pow(2).mean().item(), rel=1e-4
+    )
+
+
+def test_trained_prototypes_come_apart_by_the_margin() -> None:
+    centres = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert fedtgp.margin_of(centres, 100.0) == pytest.approx(5.0)
+    assert fedtgp.margin_of(centres, 2.0) == 2.0
+    own, classes = centres.clone(), torch.tensor([0, 1])
+    assert fedtgp.contrast(centres, own, classes, 0.0).item() == pytest.approx(np.log1p(np.exp(-5.0)), abs=1e-5)
+    assert fedtgp.contrast(centres, own, classes, 5.0).item() == pytest.approx(np.log(2.0), abs=1e-5)
+
+
+def test_low_rank_changes_keep_the_asked_share_of_their_energy() -> None:
+    change = {"w": np.diag([3.0, 1.0, 0.1, 0.1, 0.1, 0.1]).astype(np.float32), "b": np.ones(3, np.float32)}
+    shapes = {name: tensor.shape for name, tensor in change.items()}
+    seen = fedkd.decode_low_rank(fedkd.encode_low_rank(change, 0.85), shapes)  # 9 / 10.04 is more than .85
+    assert np.allclose(seen["w"], np.diag([3.0, 0, 0, 0, 0, 0]), atol=1e-6)
+    assert np.array_equal(seen["b"], change["b"])
+    exact = fedkd.decode_low_rank(fedkd.encode_low_rank(change, 1.0), shapes)
+    assert np.allclose(exact["w"], change["w"], atol=1e-6)
+
+
+def test_methods_without_weights_move_answers_or_prototypes_only() -> None:
+    setup = small_setup(small_task("classification"), method_named("fedmd"))
+    outcomes = run("fedmd", setup)
+    assert all(outcome.bytes_up < 2 * (1000 + NUM_PUBLIC * 2 * 5) for outcome in outcomes.values())
+    setup = small_setup(small_task("classification"), method_named("fedproto"))
+    assert all(outcome.bytes_up < 2 * 400 for outcome in run("fedproto", setup).values())
+
+
+def test_the_ablations_leave_out_what_they_name() -> None:
+    task = small_task("classification")
+    changed = {name: method_named(name).change_task(task).fedhelp for name in known_methods() if "fedhelp_" in name}
+    assert changed["fedhelp_no_guidance"].guidance_weight == 0
+    assert changed["fedhelp_no_backward"].ranking_weight == 0
+    assert changed["fedhelp_full_kl_backward"].backward == "full-kl"
+    assert method_named("fedhelp_out_of_domain").public == "out-of-domain"
+    assert method_named("fedhelp").change_task(task).fedhelp.guidance_weight == 1

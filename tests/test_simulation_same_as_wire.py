@@ -1,0 +1,103 @@
+"""What is simulated is what is deployed: in memory and over CURVE ZeroMQ, the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ayni.data.masks import load_segmented
+from ayni.data.read import load_images
+from ayni.learning.networks import weights_of
+from ayni.learning.site_data import own_images, public_images
+from ayni.task import NetworkSettings, UNetSettings
+from ayni.tensors import safe
+from ayni.tensors.image_set import decode_image_set
+from ayni_coordinator.database import transaction
+from ayni_coordinator.home import CoordinatorHome, find_artefact
+from ayni_coordinator.simulation.averaging import GlobalModel, digest
+from ayni_coordinator.simulation.method import Broadcast, Message, Method, Public, Setup, SimulatedSite
+from ayni_coordinator.simulation.methods import fedhelp
+from ayni_coordinator.simulation.run import chosen_by_holdout, run_rounds
+from small_federation import NUM_IMAGES, SITES, Federation, write_xrays
+
+pytestmark = pytest.mark.slow
+ROUNDS = 2
+CONSENSUS = {"consensus_weight": 0.5}  # so that soft labels travel too
+UNETS = NetworkSettings(small=UNetSettings(channels=(4, 8)), large=UNetSettings(channels=(6, 12), residual_units=1))
+
+
+def write_masks(path: Path, start: int) -> None:
+    """Dark images with a brighter rectangle each, and where it is."""
+    random = np.random.default_rng(start)
+    images_NHW = random.integers(0, 90, (NUM_IMAGES // 3, 28, 28), dtype=np.uint8)
+    masks_NHW = np.zeros_like(images_NHW)
+    for image_HW, mask_HW in zip(images_NHW, masks_NHW, strict=True):
+        top, left = random.integers(0, 16, 2)
+        mask_HW[top : top + 10, left : left + 12] = 1
+        image_HW[mask_HW > 0] += 120
+    np.savez(path, train_images=images_NHW, train_masks=masks_NHW)
+
+
+SEGMENTATION: dict[str, Any] = {"kind": "segmentation", "classes": ("rectangle",), "networks": UNETS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "write_data"), [({}, write_xrays), (SEGMENTATION, write_masks)], ids=["classification", "segmentation"]
+)
+def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
+    changes: dict[str, Any], write_data: Callable[[Path, int], None], tmp_path: Path
+) -> None:
+    with Federation(tmp_path, rounds=ROUNDS, write_data=write_data, fedhelp=CONSENSUS, **changes) as federation:
+        federation.serve()
+        for site in SITES:
+            federation.join(site)
+        for site, process in [(site, federation.train(site)) for site in SITES]:
+            assert process.wait() == 0, federation.log(site)
+        over_the_wire = [federation.digest(number) for number in range(1, ROUNDS + 1)]
+        setup = same_in_memory(federation)
+        in_memory: list[str] = []
+        outcomes = run_rounds(noting(in_memory, fedhelp.METHOD), setup, lambda done, num_turns: None)
+        assert in_memory == over_the_wire
+        for site in setup.sites:
+            chosen = chosen_by_holdout(outcomes[site.name].candidates, site, setup)
+            assert safe.encode(weights_of(chosen.network)) == federation.model(site.name)
+
+
+def same_in_memory(federation: Federation) -> Setup:
+    home = CoordinatorHome.open(federation.centre)
+    with transaction(home.engine) as session:
+        row = find_artefact(session, "public-set")
+    assert row is not None
+    artefact, task = bytes(home.store.read(row.sha256)), home.task
+    home.engine.dispose()
+    pixels_PHWC = decode_image_set(artefact).pixels_NHWC
+    public = Public(artefact, public_images(pixels_PHWC, row.sha256, task, None, None), None, b"")
+    sites = []
+    for name, role in SITES.items():
+        path = federation.folder / f"{name}.npz"
+        if task.kind == "segmentation":
+            masks = load_segmented(path, task.image, task.classes)
+            own = own_images(masks.pixels_NHWC, masks.masks_NSHW, task, name)
+        else:
+            images = load_images(path, task.image, task.classes)
+            own = own_images(images.pixels_NHWC, images.labels_N, task, name)
+        sites.append(SimulatedSite(name, role, own))
+    return Setup(task, tuple(sites), public, {})
+
+
+def noting(digests: list[str], method: Method) -> Method:
+    """The method, and the digest of every round's model."""
+
+    def aggregate(
+        setup: Setup, state: GlobalModel, messages: Mapping[str, Message], round_number: int
+    ) -> tuple[GlobalModel, Broadcast]:
+        after, broadcast = fedhelp.aggregate(setup, state, messages, round_number)
+        digests.append(digest(after))
+        return after, broadcast
+
+    return dataclasses.replace(method, aggregate=aggregate)
