@@ -13,14 +13,14 @@ from PIL import Image
 
 from ayni.errors import MissingExtraError, UserError
 from ayni_export.bundle import read_bundle
-from ayni_export.diagnose import Diagnosis, FileError, confidence_sentence, diagnose, in_words
+from ayni_export.diagnose import Answer, Diagnosis, FileError, confidence_sentence, diagnose, in_words
 from ayni_export.heat_map import COLOURS, enlarged, legend_colours, overlay
 from ayni_export.runtime import Session, check_packages
 from ayni_export.signature import BundleError, sign_files
 from trained_home import exported_bundle, save_xray, xrays
 
 
-def one(answer: Diagnosis | FileError) -> Diagnosis:
+def one(answer: Answer) -> Diagnosis:
     assert isinstance(answer, Diagnosis), answer
     return answer
 

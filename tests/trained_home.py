@@ -51,10 +51,15 @@ def trained_home() -> Path:
     return home
 
 
-def join(home: Path, site: str = "north-clinic", coordinator: Ed25519PrivateKey = COORDINATOR) -> None:
+def join(
+    home: Path,
+    site: str = "north-clinic",
+    coordinator: Ed25519PrivateKey = COORDINATOR,
+    task: str = "pneumonia",
+) -> None:
     """What joining leaves behind: keys, the coordinator's certificate for them, settings."""
     key = SiteKeys.load_or_create(home).signing_public
-    certificate = Certificate(site=site, role="clinic", task="pneumonia", signing_key=key, issued_s=1)
+    certificate = Certificate(site=site, role="clinic", task=task, signing_key=key, issued_s=1)
     (home / KEY_FOLDER / CERTIFICATE_FILE).write_bytes(certificate.signed_by(coordinator))
     settings = SiteSettings(
         endpoint="tcp://127.0.0.1:7700",
@@ -62,7 +67,7 @@ def join(home: Path, site: str = "north-clinic", coordinator: Ed25519PrivateKey 
         coordinator_signing_key=coordinator.public_key().public_bytes_raw(),
         site=site,
         role="clinic",
-        task="pneumonia",
+        task=task,
         participation="weights",
     )
     write_settings(home, settings)

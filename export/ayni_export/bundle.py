@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from ayni.errors import UserError
-from ayni.task import ImageSettings, Role
+from ayni.task import ImageSettings, Kind, Role
 from ayni.trained_model import Scores
 from ayni_export.signature import BundleError, Signature, Signer, check_site, compared_with, verified_signer
 
@@ -63,14 +63,15 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     task: str
     title: str
     intended_use: str
-    classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=1000)]
+    task_kind: Kind = "classification"  # `kind` says how it was trained
+    classes: Annotated[tuple[str, ...], Meta(min_length=1, max_length=1000)]  # structures, in a segmentation
     image: ImageSettings
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[PositiveFinite, ...]
     temperature: PositiveFinite
     site: str
     role: Role
-    kind: str
+    kind: str  # "federated" or "alone"
     rounds: int
     steps: int
     chosen: str
@@ -180,7 +181,8 @@ def _read_info(folder: Path, files: dict[str, bytes]) -> BundleInfo:
         info = msgspec.json.decode(files[METADATA_FILE], type=_Metadata).ayni
     except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{folder / METADATA_FILE} is not of this version of Ayni ({error}).") from None
-    channels = info.image.channels
-    if len(info.pixel_mean) != channels or len(info.pixel_std) != channels or info.models[0].path not in files:
+    channels, too_few = info.image.channels, info.task_kind == "classification" and len(info.classes) < 2
+    fits = len(info.pixel_mean) == len(info.pixel_std) == channels
+    if too_few or not fits or info.models[0].path not in files:
         raise BundleError(f"{folder / METADATA_FILE} contradicts itself. Export the bundle again.")
     return info

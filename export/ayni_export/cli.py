@@ -14,7 +14,7 @@ import typer
 from ayni.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from ayni_export.report import Report
+    from ayni_export.reported import Report
 
 PARTLY_DONE = 3
 PATIENCE_S = 2.0
@@ -28,6 +28,8 @@ Example: ayni export clinic-home pneumonia-bundle
 """
 
 DIAGNOSE_HELP = """Ask a bundle about images: a report to read (report.html), and the same as JSON (report.json).
+
+A bundle that outlines structures also writes each outline as a mask (masks/IMAGE-STRUCTURE.png).
 
 PNG, JPEG, .npy, NIfTI (one slice) and DICOM are read. The report goes to --out, or to a new folder here that is \
 named like the bundle with -report behind it. A report is never overwritten.
@@ -91,18 +93,21 @@ def diagnose(
     try:
         from ayni_export import report
         from ayni_export.diagnose import answers
+        from ayni_export.mask_files import mask_files
         from ayni_export.report_folder import pieces_of, report_folder, sections_file, write_report
         from ayni_export.runtime import Session
+        from ayni_export.segmentation import Segmentation
     except ModuleNotFoundError as error:
         raise MissingExtraError("diagnosis", "deploy") from error
     opened = read_bundle(bundle, signer=signer)
-    folder = report_folder(bundle, out)
+    folder = report_folder(bundle, out, masks=opened.info.task_kind == "segmentation")
     session = Session(opened)
     each = answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in)
     reported = []
-    with sections_file(folder) as sections:
+    with sections_file(folder) as sections, mask_files(folder) as masks:
         for number, answer in enumerate(with_progress(each, len(images), "diagnosing"), start=1):
-            entry = report.entry(opened, answer, number)
+            written = masks.write(answer) if isinstance(answer, Segmentation) else ()
+            entry = report.entry(opened, answer, number, written)
             reported.append(entry.reported)
             sections.write(entry.section)
         created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -136,18 +141,21 @@ def _print_table(made: Report, folder: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ayni_export.report import percent, printable
+    from ayni_export.report import columns_of, rows_of
+    from ayni_export.report_outlines import SURE_MEANS
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("File", "Finding", "Confidence"):
+    for title in ("File", *columns_of(made)):
         table.add_column(title, overflow="fold")
     for image in made.images:
         if image.error:
             reason = image.error.removeprefix(image.file).lstrip(": ")  # the name stands beside it
             table.add_row(Text(image.file), Text("not done", style="yellow"), Text(reason, style="yellow"))
-        else:
-            sure = f"{percent(image.confidence)}, {image.confidence_words}"
-            table.add_row(Text(image.file), Text(printable(image.finding), style="bold"), Text(sure))
+            continue
+        for row, (first, *others) in enumerate(rows_of(image, ", ")):
+            table.add_row(Text("" if row else image.file), Text(first, style="bold"), *map(Text, others))
     console = Console()
     console.print(table)
+    if made.model.task_kind == "segmentation":
+        console.print(Text(f"\n{SURE_MEANS}"))
     console.print(Text(f"\nNot for primary diagnosis. Report: {folder / 'report.html'}"))

@@ -1,12 +1,12 @@
 """Images in, diagnoses out; one bad file does not stop the others. Needs numpy and ONNX Runtime, never torch.
 
-H x W = pixels, h x w = pixels as the model sees them, K = channels, C = classes.
+H x W = pixels, h x w = pixels as the model sees them, K = channels, C = classes, S = structures.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from ayni.task import ImageSettings
 from ayni_export.bundle import Bundle, BundleInfo, read_bundle
 from ayni_export.occlusion import occlusion
 from ayni_export.runtime import Session
+from ayni_export.segmentation import Segmentation, shown, structures_of
+from ayni_export.spacing import read_spacing
 
 SHOWN_PIXELS = 448  # the longer side of the picture in the report is at most this, or what the model takes
 OTHER_SIZE = "Scale it first, or ask for it (--resize)."
@@ -27,6 +29,7 @@ FEW_HELD_OUT = 100  # a calibration on fewer images is called rough
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Ask = Callable[[Pixels], tuple[Floats, Floats]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,9 @@ class FileError:
     reason: str
 
 
+Answer = Diagnosis | Segmentation | FileError
+
+
 def diagnose(
     bundle: Path | Bundle,
     images: Sequence[Path],
@@ -74,8 +80,11 @@ def diagnose(
     signer: str | None = None,
     allow_burned_in: bool = False,
     num_threads: int = 1,
-) -> list[Diagnosis | FileError]:
-    """One answer per image, in their order. Raises UserError or BundleError if the bundle will not do."""
+) -> list[Answer]:
+    """One answer per image, in their order: a Diagnosis, or a Segmentation if that is the bundle's task.
+
+    Raises UserError or BundleError if the bundle will not do.
+    """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle, signer=signer)
     session = Session(opened, num_threads=num_threads)
     return list(answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in))
@@ -83,7 +92,7 @@ def diagnose(
 
 def answers(
     info: BundleInfo, session: Session, images: Sequence[Path], *, resize: bool, allow_burned_in: bool
-) -> Iterator[Diagnosis | FileError]:
+) -> Iterator[Answer]:
     """As `diagnose`, one by one: a program can show how far it is."""
     for path in images:
         try:
@@ -92,18 +101,37 @@ def answers(
             yield FileError(path, str(error))
 
 
-def _diagnose_one(info: BundleInfo, session: Session, path: Path, resize: bool, allow_burned_in: bool) -> Diagnosis:
+def _diagnose_one(
+    info: BundleInfo, session: Session, path: Path, resize: bool, allow_burned_in: bool
+) -> Diagnosis | Segmentation:
     pixels_HWK = read_image(path, allow_burned_in=allow_burned_in)
     seen_hwK = prepare(pixels_HWK, info.image, resize=resize, name=str(path), remedy=OTHER_SIZE)
 
     def ask(pixels_BhwK: Pixels) -> tuple[Floats, Floats]:
-        logits_BC, probabilities_BC = session.run(pixels_BhwK)
-        if not (np.isfinite(logits_BC).all() and np.isfinite(probabilities_BC).all()):
+        logits, probabilities = session.run(pixels_BhwK)
+        if not (np.isfinite(logits).all() and np.isfinite(probabilities).all()):
             raise DataError(
                 f"{path}: the model's answer is not a number. Do not use it; report it to the site {info.site}."
             )
-        return logits_BC, probabilities_BC
+        return logits, probabilities
 
+    if info.task_kind == "segmentation":
+        height, width, picture_HWK = *pixels_HWK.shape[:2], shown(pixels_HWK)
+        del pixels_HWK  # a large X-ray's pixels, its masks and the network's maps are never in memory all at once
+        (_,), (probabilities_Shw,) = ask(seen_hwK[np.newaxis])
+        return Segmentation(
+            path=path,
+            sha256=_sha256(path),
+            width=width,
+            height=height,
+            structures=structures_of(probabilities_Shw, info.classes, info.image, height, width),
+            spacing=read_spacing(path),
+            shown_HWK=picture_HWK,
+        )
+    return _classified(info, path, pixels_HWK, seen_hwK, ask)
+
+
+def _classified(info: BundleInfo, path: Path, pixels_HWK: Pixels, seen_hwK: Pixels, ask: Ask) -> Diagnosis:
     (logits_C,), (probabilities_C,) = ask(seen_hwK[np.newaxis])
     falls_hw, least_confidence = occlusion(
         lambda hidden_BhwK: ask(hidden_BhwK)[0],

@@ -112,6 +112,7 @@ def _bundle_info(model: TrainedModel, digest: str, parity: Parity) -> BundleInfo
         task=model.task.name,
         title=model.task.title,
         intended_use=model.task.intended_use,
+        task_kind=model.task.kind,
         classes=model.task.classes,
         image=model.task.image,
         pixel_mean=model.pixel_mean,

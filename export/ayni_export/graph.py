@@ -1,6 +1,7 @@
 """The network as an ONNX graph: pixels in; logits and probabilities out.
 
-B = images, C = classes or features, G = groups of them, R = rows in a group, K = channels, H x W = pixels.
+B = images, C = classes or features, G = groups of them, R = rows in a group, K = channels, H x W = pixels. Logits and
+probabilities are [B, C] of classes, or [B, S, H, W] of S structures in a segmentation.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from ayni_export.bundle import Parity
 OUTPUTS = ("logits", "probabilities")
 TOLERANCE = 1e-4
 NUM_PARITY_IMAGES = 16
+MAX_PARITY_PIXELS = 1 << 18  # in one batch: the features of 16 large images would fill a small machine's memory
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -37,15 +40,16 @@ class DiagnosisGraph(nn.Module):
     def __init__(self, network: Network, model: TrainedModel) -> None:
         super().__init__()
         self.network = network
-        self.temperature = model.temperature
+        self.temperature, self.dense = model.temperature, model.task.kind == "segmentation"
         self.register_buffer("pixel_mean", torch.tensor(model.pixel_mean).reshape(1, -1, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(model.pixel_std).reshape(1, -1, 1, 1))
 
     def forward(self, pixels_BKHW: Tensor) -> tuple[Tensor, Tensor]:
-        """`pixels_BKHW`: uint8. Returns logits [B, C] and probabilities [B, C]."""
+        """`pixels_BKHW`: uint8. Returns logits and probabilities: of each class, or of each structure by itself."""
         images_BKHW = (pixels_BKHW.float() / 255 - self.pixel_mean) / self.pixel_std
-        logits_BC: Tensor = self.network(images_BKHW)
-        return logits_BC, torch.softmax(logits_BC / self.temperature, dim=1)
+        logits: Tensor = self.network(images_BKHW)
+        scaled = logits / self.temperature
+        return logits, torch.sigmoid(scaled) if self.dense else torch.softmax(scaled, dim=1)
 
 
 class WrittenOutGroupNorm(nn.Module):
@@ -132,16 +136,19 @@ def check_parity(graph: DiagnosisGraph, onnx_model: bytes, model: TrainedModel) 
     The logits in torch come from the network as it was trained, with the preprocessing done in numpy.
     """
     pixels_BKHW = parity_images(model.task.image.channels, model.task.image.height, model.task.image.width)
-    expected = _torch_outputs(graph, pixels_BKHW, model)
+    parts = _batches(pixels_BKHW)
+    expected = _joined([_torch_outputs(graph, part_BKHW, model) for part_BKHW in parts])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # as in diagnosis
     session = onnxruntime.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
-    together = session.run(list(OUTPUTS), {"pixels": pixels_BKHW})
-    alone = [session.run(list(OUTPUTS), {"pixels": pixels_BKHW[i : i + 1]}) for i in range(len(pixels_BKHW))]
-    worst: dict[str, float] = {}
-    for i, name in enumerate(OUTPUTS):
-        both = (together[i], np.concatenate([outputs[i] for outputs in alone]))
-        worst[name] = max(float(np.abs(answer - expected[i]).max()) for answer in both)
+    together = _joined([session.run(list(OUTPUTS), {"pixels": part_BKHW}) for part_BKHW in parts])
+    alone = _joined(
+        [session.run(list(OUTPUTS), {"pixels": image_BKHW}) for image_BKHW in np.split(pixels_BKHW, len(pixels_BKHW))]
+    )
+    worst = {
+        name: max(float(np.abs(answer[i] - expected[i]).max()) for answer in (together, alone))
+        for i, name in enumerate(OUTPUTS)
+    }
     if not worst["logits"] <= TOLERANCE:  # also if it is not a number
         raise IntegrityError(
             f"ONNX Runtime's logits differ from torch's by {worst['logits']:.2g} (at most {TOLERANCE:g} is allowed): "
@@ -156,14 +163,25 @@ def check_parity(graph: DiagnosisGraph, onnx_model: bytes, model: TrainedModel) 
     )
 
 
+def _batches(pixels_BKHW: Pixels) -> list[Pixels]:
+    """All images at once, or as many as are not too large, and at least two."""
+    num_images = max(2, MAX_PARITY_PIXELS // (pixels_BKHW.shape[2] * pixels_BKHW.shape[3]))
+    return [pixels_BKHW[first : first + num_images] for first in range(0, len(pixels_BKHW), num_images)]
+
+
+def _joined(answers: Sequence[Sequence[Floats]]) -> list[Floats]:
+    """For each output, that of all images."""
+    return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+
+
 def _torch_outputs(graph: DiagnosisGraph, pixels_BKHW: Pixels, model: TrainedModel) -> tuple[Floats, Floats]:
     mean = np.array(model.pixel_mean, np.float32).reshape(1, -1, 1, 1)
     std = np.array(model.pixel_std, np.float32).reshape(1, -1, 1, 1)
     images_BKHW = torch.from_numpy((pixels_BKHW.astype(np.float32) / np.float32(255) - mean) / std)
     with torch.no_grad():
-        logits_BC = graph.network.eval()(images_BKHW)
-        _, probabilities_BC = graph.eval()(torch.from_numpy(pixels_BKHW))
-    return logits_BC.numpy(), probabilities_BC.numpy()
+        logits = graph.network.eval()(images_BKHW)
+        _, probabilities = graph.eval()(torch.from_numpy(pixels_BKHW))
+    return logits.numpy(), probabilities.numpy()
 
 
 def parity_images(channels: int, height: int, width: int) -> Pixels:

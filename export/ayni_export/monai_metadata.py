@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import ayni
-from ayni.trained_model import Scores
 from ayni_export.bundle import BundleInfo
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -23,7 +22,7 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
         "required_packages_version": {"onnxruntime": info.models[0].parity.onnxruntime_version},
         "name": info.name,
         "task": info.title,
-        "description": f"Classification into {len(info.classes)} classes; {info.kind} model of the site {info.site}.",
+        "description": f"{_what_it_does(info)}; {info.kind} model of the site {info.site}.",
         "authors": f"{info.site}, with Ayni {ayni.__version__}",
         "copyright": f"The site {info.site} and its federation",
         "data_source": "private images of the sites that took part; they never left these sites",
@@ -31,7 +30,7 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
         "image_classes": f"{info.image.channels} channel(s), 0 to 255",
         "label_classes": ", ".join(info.classes),
         "pred_classes": ", ".join(info.classes),
-        "eval_metrics": _eval_metrics(info.validation),
+        "eval_metrics": info.validation.figures() if info.validation.num_images else {},
         "intended_use": info.intended_use,
         "references": [],
         "network_data_format": {"inputs": _inputs(info), "outputs": _outputs(info)},
@@ -39,9 +38,10 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
     }
 
 
-def _eval_metrics(scores: Scores) -> dict[str, float]:
-    """Empty if no image could be held out."""
-    return {"auc": scores.auc, "balanced_accuracy": scores.balanced_accuracy} if scores.num_images else {}
+def _what_it_does(info: BundleInfo) -> str:
+    if info.task_kind == "segmentation":
+        return f"Segmentation of {', '.join(info.classes)}, each pixel in any number of them"
+    return f"Classification into {len(info.classes)} classes"
 
 
 def _inputs(info: BundleInfo) -> dict[str, object]:
@@ -63,6 +63,17 @@ def _inputs(info: BundleInfo) -> dict[str, object]:
 
 def _outputs(info: BundleInfo) -> dict[str, object]:
     classes = {str(i): name for i, name in enumerate(info.classes)}
+    if info.task_kind == "segmentation":
+        maps = {
+            "type": "image",
+            "format": "segmentation",
+            "num_channels": len(info.classes),
+            "spatial_shape": [info.image.height, info.image.width],
+            "dtype": "float32",
+            "is_patch_data": False,
+            "channel_def": classes,
+        }
+        return {"logits": {**maps, "value_range": []}, "probabilities": {**maps, "value_range": [0, 1]}}
     vector = {
         "num_channels": len(info.classes),
         "spatial_shape": [1],

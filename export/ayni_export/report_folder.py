@@ -12,19 +12,20 @@ from typing import TextIO
 from ayni.artefacts.files import flush_folder, write_atomic
 from ayni.errors import UserError
 
-HTML_FILE, JSON_FILE = "report.html", "report.json"
+HTML_FILE, JSON_FILE, MASKS = "report.html", "report.json", "masks"
 READ_CHARACTERS = 1 << 20
 
 
-def report_folder(bundle: Path, out: Path | None) -> Path:
-    """The folder to write to; there is no report in it. Raises UserError if `out` will not do.
+def report_folder(bundle: Path, out: Path | None, *, masks: bool = False) -> Path:
+    """The folder to write to; there is no report in it, nor `masks` if such will come. Raises UserError if not.
 
     A report is a document: none is ever overwritten. And none goes into a bundle, which would no longer be as signed.
     """
     folder = _next_free(f"{bundle.resolve().name}-report") if out is None else out
     if folder.resolve().is_relative_to(bundle.resolve()):
         raise UserError(f"{folder} lies inside the bundle, which must stay as it was signed. Choose another --out.")
-    taken = any((folder / name).exists() for name in (HTML_FILE, JSON_FILE))
+    names = (HTML_FILE, JSON_FILE, MASKS) if masks else (HTML_FILE, JSON_FILE)
+    taken = any((folder / name).exists() for name in names)
     if (folder.exists() and not folder.is_dir()) or taken:
         raise UserError(f"{folder} already holds something else or a report. Choose another folder with --out.")
     return folder
