@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from ayni.task import (
     Kind,
     NetworkSettings,
     ResNetSettings,
+    Role,
     Task,
     TrafficSettings,
     TrainingSettings,
@@ -24,7 +26,7 @@ from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
 from ayni_coordinator.simulation.method import Method, Public, Setup, SimulatedSite
 
 SIDE, NUM_PUBLIC = 16, 6
-SITES = {
+SITES: dict[str, tuple[Role, int]] = {
     "a-clinic": ("clinic", 10),
     "b-clinic": ("clinic", 12),
     "c-hospital": ("hospital", 20),
@@ -34,7 +36,7 @@ RESNET = ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8), stem_stride=2)
 UNET = UNetSettings(channels=(4, 8), features=4)
 
 
-def small_task(kind: Kind, *, form: str = "sparse", rounds: int = 2, seed: int = 3) -> Task:
+def small_task(kind: Kind, *, form: Literal["fp32", "sparse"] = "sparse", rounds: int = 2, seed: int = 3) -> Task:
     small, large = (RESNET, msgspec.structs.replace(RESNET, layers=(2, 1, 1, 1)))
     unets = (UNET, UNetSettings(channels=(6, 12), features=4))
     classification = kind == "classification"
@@ -49,7 +51,7 @@ def small_task(kind: Kind, *, form: str = "sparse", rounds: int = 2, seed: int =
             small=small if classification else unets[0], large=large if classification else unets[1]
         ),
         fedhelp=FedHelpSettings(),
-        traffic=TrafficSettings(form=form, density_up=0.3, density_down=0.5),  # type: ignore[arg-type]
+        traffic=TrafficSettings(form=form, density_up=0.3, density_down=0.5),
         seed=seed,
     )
 

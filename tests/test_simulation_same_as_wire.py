@@ -63,9 +63,9 @@ def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
         in_memory: list[str] = []
         outcomes = run_rounds(noting(in_memory, fedhelp.METHOD), setup, lambda done, num_turns: None)
         assert in_memory == over_the_wire
-        for site in setup.sites:
-            chosen = chosen_by_holdout(outcomes[site.name].candidates, site, setup)
-            assert safe.encode(weights_of(chosen.network)) == federation.model(site.name)
+        for one in setup.sites:
+            chosen = chosen_by_holdout(outcomes[one.name].candidates, one, setup)
+            assert safe.encode(weights_of(chosen.network)) == federation.model(one.name)
 
 
 def same_in_memory(federation: Federation) -> Setup:

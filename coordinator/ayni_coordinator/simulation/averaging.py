@@ -16,7 +16,7 @@ from ayni.learning.networks import load_weights, weights_of
 from ayni.learning.training import encode_update
 from ayni.task import Task
 from ayni.tensors import safe
-from ayni.tensors.safe import Bytes, Floats
+from ayni.tensors.safe import Array, Bytes, Floats
 from ayni.tensors.update import assemble, decode_update, encode_whole
 from ayni_coordinator.aggregation import RoundInputs, SiteInput, aggregate
 from ayni_coordinator.simulation.method import Broadcast, Message
@@ -97,7 +97,7 @@ class SiteModel:
 
     keep: Keep = lambda name: True
     weights: dict[str, Floats] = field(default_factory=dict)
-    owed: dict[str, Floats] = field(default_factory=dict)
+    owed: Mapping[str, Array] = field(default_factory=dict)
 
     def receive(self, message: Message, network: nn.Module) -> None:
         """Take up what came down, if anything did; the network then has the global weights (of those that travel)."""

@@ -99,7 +99,8 @@ def _medmnist(path: Path, task: Task) -> Collection:
 def _folder(folder: Path, task: Task, crop: int) -> Collection:
     with (folder / "sites.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    pixels, truth = [], []
+    pixels: list[Pixels] = []
+    truth: list[npt.NDArray[np.generic]] = []
     for row in rows:
         path = _image_file(folder / "images", row["id"])
         whole_HWK = read_image(path)
@@ -110,9 +111,10 @@ def _folder(folder: Path, task: Task, crop: int) -> Collection:
             truth.append(prepare_planes(np.ascontiguousarray(cut_SHW), task.image))
         else:
             truth.append(np.asarray(class_of(row["label"], task.classes)))
+    all_truth = np.stack(truth)
     return Collection(
         np.stack(pixels),
-        np.stack(truth).astype(np.uint8 if task.kind == "segmentation" else np.int64),
+        all_truth.astype(np.uint8) if task.kind == "segmentation" else all_truth.astype(np.int64),
         tuple(row["site"] for row in rows),
         tuple(row.get("patientid") or row["id"] for row in rows),
         ("",) * len(rows),

@@ -52,17 +52,15 @@ def belongs(truth: Tensor, task: Task) -> Tensor:
 
 def site_prototypes(setup: Setup, site: SimulatedSite, network: Network) -> Prototypes:
     """Over all of the site's training images, as they are."""
-    sums_KF, count_K = 0.0, 0.0
-    for pixels, truth in zip(
-        site.own.train_NCHW.split(ANSWER_BATCH), site.own.train_truth.split(ANSWER_BATCH), strict=True
-    ):
+    num_classes = num_prototypes(setup.task)
+    sums_KF, count_K = torch.zeros(num_classes, network.num_features), torch.zeros(num_classes)
+    for start in range(0, site.num_examples, ANSWER_BATCH):
+        part = slice(start, start + ANSWER_BATCH)
         with torch.no_grad():
-            features = network.features(setup.normalise(pixels))
-        shares = belongs(truth, setup.task)
-        sums_KF = sums_KF + torch.einsum("bk...,bf...->kf", shares, features)
-        count_K = count_K + shares.transpose(0, 1).flatten(1).sum(dim=1)
-    assert isinstance(sums_KF, Tensor)
-    assert isinstance(count_K, Tensor)
+            features = network.features(setup.normalise(site.own.train_NCHW[part]))
+        shares = belongs(site.own.train_truth[part], setup.task)
+        sums_KF += torch.einsum("bk...,bf...->kf", shares, features)
+        count_K += shares.transpose(0, 1).flatten(1).sum(dim=1)
     return Prototypes(sums_KF / count_K.clamp_min(1)[:, None], count_K)
 
 

@@ -52,7 +52,8 @@ def _foreign(data: Path, plan: PublicPlan, task: Task, wanted: int) -> Pixels:
         raise UserError(f"{plan.out_of_domain} has no masks folder; as an out-of-domain set take one that has.")
     found = load_collection(data, plan.out_of_domain, task if not folder.is_dir() else bare)
     mine = [i for i, group in enumerate(found.group_N) if plan.out_of_domain_group in ("", group)]
-    return found.pixels_NHWK[np.array(mine[:wanted])]
+    chosen: Pixels = found.pixels_NHWK[np.array(mine[:wanted])]
+    return chosen
 
 
 def _answers(images: ImageSet, sha256: str, task: Task, data: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -156,7 +157,7 @@ def _job_name(job: TrainRound, own: OwnImages) -> str:
 
 
 def encode_update(
-    trained: dict[str, Floats], start: dict[str, Floats], owed: dict[str, Array], traffic: TrafficSettings
+    trained: dict[str, Floats], start: dict[str, Floats], owed: Mapping[str, Array], traffic: TrafficSettings
 ) -> tuple[bytes, dict[str, Floats]]:
     """The update as it travels, and what it leaves out: the next update's `owed`."""
     if traffic.form != "sparse":

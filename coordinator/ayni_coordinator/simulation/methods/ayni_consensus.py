@@ -1,0 +1,7 @@
+"""FedHelp, and clinics also learn the hospitals' mean answer to the public images, with the head that diagnoses."""
+
+from __future__ import annotations
+
+from ayni_coordinator.simulation.methods.fedhelp import variant
+
+METHOD = variant("FedHelp + consensus of the hospitals' large networks", "Ayni", consensus_weight=1.0)
