@@ -90,8 +90,10 @@ def _checked_on(info: BundleInfo) -> str:
     if not scores.num_images:
         return "no image: the site had too few to hold any out"
     meaning = (
-        "Dice is the overlap with the outlines of the site's own people, 0 to 1, the mean over images and structures"
+        "Dice is the overlap with the masks that came with these images, 0 to 1, the mean of images and structures"
     )
+    if scores.hd95 is not None:
+        meaning += "; HD95 is how far apart the outlines lie, in pixels of what the model sees (the 95th percentile)"
     return f"{scores.num_images} held-out images of this site: {scores.words()}. {meaning}"
 
 
