@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from ayni.artefacts.files import write_atomic
-from ayni.errors import MissingExtraError
+from ayni.errors import AyniError, MissingExtraError
 from ayni_coordinator.simulation.engine import Limits, Start, Stop
 from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job, Progress
 from ayni_coordinator.simulation.worker import ENVIRONMENT, outcome_of
@@ -60,9 +60,7 @@ def ray_workers(run: str, log: Callable[[Job], Path], limits: Limits) -> Iterato
             }  # fmt: skip
         stack.enter_context(redirect_stdout(sys.stderr))  # what Ray prints is no result
         stack.callback(ray.shutdown)
-        ray.init(
-            log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": ENVIRONMENT}, **of_this_machine
-        )
+        _connect(of_this_machine)
         # a process for each run, as without Ray; the engine tries again itself
         task = ray.remote(num_cpus=1, max_calls=1, max_retries=0, num_returns="streaming")(_told)
 
@@ -78,6 +76,17 @@ def ray_workers(run: str, log: Callable[[Job], Path], limits: Limits) -> Iterato
             return stop
 
         yield start
+
+
+def _connect(of_this_machine: dict[str, Any]) -> None:
+    import ray
+
+    surroundings = {"env_vars": ENVIRONMENT}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=surroundings, **of_this_machine)
+    except (ConnectionError, RuntimeError) as error:
+        place = os.environ.get("RAY_ADDRESS", "this machine")
+        raise AyniError(f"no Ray could be reached or started at {place}: {str(error).splitlines()[0]}") from error
 
 
 def _told(job_json: bytes, run: str) -> Iterator[bytes]:
