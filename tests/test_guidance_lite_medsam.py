@@ -89,14 +89,14 @@ def test_specks_get_no_box_and_an_image_without_blobs_is_asked_as_a_whole() -> N
 
 
 def test_many_blobs_are_cut_to_the_largest() -> None:
-    mask = np.zeros((80, 80), bool)
-    for number in range(49):
-        row, column = 10 * (number // 7), 10 * (number % 7)
-        mask[row : row + 3 + (number >= 40), column : column + 3] = True
+    mask = np.zeros((120, 120), bool)
+    for number in range(144):  # 5 x 3 pixels, the last 44 of them 6 x 3
+        row, column = 10 * (number // 12), 10 * (number % 12)
+        mask[row : row + 5 + (number >= 100), column : column + 3] = True
     boxes = blob_boxes(mask)
     assert len(boxes) == MAX_BLOBS
-    heights = (boxes[:, 3] - boxes[:, 1]).tolist()
-    assert heights[0] > heights[-1]
+    heights = boxes[:, 3] - boxes[:, 1]
+    assert (heights[:44] > heights[44:].max()).all()  # all of the larger ones, then others
 
 
 # Weights
@@ -153,18 +153,20 @@ def test_its_logits_are_those_of_the_published_code() -> None:
 
 @needs_weights
 def test_black_margins_are_no_foreground_and_an_odd_side_keeps_single_pixels() -> None:
-    pixels = np.zeros((63, 64, 1), np.uint8)
-    pixels[10:50] = disc(64, row=30, column=30, radius=12, inside=30, outside=220)[10:50]  # dark on bright, letterboxed
+    pixels = np.zeros((67, 68, 1), np.uint8)
+    pixels[10:50] = disc(68, row=30, column=30, radius=12, inside=30, outside=220)[10:50]  # dark on bright, letterboxed
     logits = open_model("blobs").answer(pixels[None])
-    assert logits.shape == (1, 1, 63, 64)
+    assert logits.shape == (1, 1, 67, 68)
     assert (logits[0, 0, :10] == -8).all()
     assert (logits[0, 0, 50:] == -8).all()
     assert dice(logits[0, 0] > 0, pixels[:, :, 0] == 30) > 0.9
 
 
 @needs_weights
-def test_a_black_image_gets_an_answer_too() -> None:
-    assert np.isfinite(open_model("image").answer(np.zeros((1, 16, 16, 3), np.uint8))).all()
+def test_a_black_image_gets_an_answer_too_and_blobs_of_a_small_one_are_not_halved() -> None:
+    logits = open_model("blobs").answer(np.zeros((1, 64, 48, 3), np.uint8))
+    assert logits.shape == (1, 1, 64, 48)
+    assert np.isfinite(logits).all()
 
 
 def test_each_rule_is_a_version_of_its_own() -> None:
@@ -176,7 +178,7 @@ def test_each_rule_is_a_version_of_its_own() -> None:
 
 @needs_weights
 def test_bright_discs_are_outlined_at_half_size_and_asked_about_once(tmp_path: Path) -> None:
-    first, second = disc(64, row=30, column=36, radius=14), disc(64, row=24, column=40, radius=9)
+    first, second = disc(96, row=45, column=54, radius=21), disc(96, row=36, column=60, radius=14)
     images, settings = image_set(first, second, first), GuidanceSettings(source="lite-medsam", prompt="blobs")
     steps: list[tuple[int, int]] = []
     for _ in range(2):
@@ -190,7 +192,7 @@ def test_bright_discs_are_outlined_at_half_size_and_asked_about_once(tmp_path: P
     assert np.abs(decoded.logits_NC - targets.logits_NC).max() <= 16 / 255 / 2 + 1e-5  # half a step of -8..8
     assert np.abs(targets.logits_NC).max() <= 8
     for logits_1HW, pixels_HWC in zip(decoded.logits_NC, images.pixels_NHWC, strict=True):
-        truth = pixels_HWC.reshape(32, 2, 32, 2).mean(axis=(1, 3)) > 120
+        truth = pixels_HWC.reshape(48, 2, 48, 2).mean(axis=(1, 3)) > 120
         assert dice(logits_1HW[0] > 0, truth) > 0.9
 
 

