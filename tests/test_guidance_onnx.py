@@ -124,7 +124,7 @@ def test_a_file_that_is_no_model_is_a_users_error(tmp_path: Path) -> None:
 
 
 def test_no_guidance_cannot_be_asked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="choose one of efficientnet-lite0, onnx, http"):
+    with pytest.raises(UserError, match="choose one of efficientnet-lite0, lite-medsam, onnx, http"):
         open_source(GuidanceSettings(), tmp_path)
 
 
