@@ -58,8 +58,9 @@ def test_at_a_hospital_the_large_network_stays_and_diagnoses_wherever_the_method
     assert (num_large > num_small) == (name not in {"fedavg", "fedprox", "fedbn"})
 
 
-def test_fedavg_is_the_plain_mean_of_what_the_sites_trained() -> None:
-    method, setup = method_named("fedavg"), small_setup(small_task("classification", form="fp32", rounds=1))
+def test_fedavg_is_the_mean_of_what_the_sites_trained_by_the_number_of_their_images() -> None:
+    method = method_named("fedavg")
+    setup = small_setup(small_task("classification", form="fp32", rounds=1), method)
     server, broadcast = method.open(setup)
     states = {site.name: method.init(setup, site) for site in setup.sites}
     sent = {site.name: method.site_step(setup, states[site.name], broadcast.to_all, 1) for site in setup.sites}
@@ -67,8 +68,11 @@ def test_fedavg_is_the_plain_mean_of_what_the_sites_trained() -> None:
     assert isinstance(after, GlobalModel)
     mean = safe.decode(after.store.read(after.whole))
     trained = [weights_of(state.network) for state in states.values()]
+    num_images = [8, 10, 16, 12]  # of 10, 12, 20 and 16, a fifth of each class is held out: 2, 2, 4 and 4
+    assert [site.num_examples for site in setup.sites] == num_images
     for name, tensor in mean.items():
-        assert np.allclose(tensor, np.mean([weights[name] for weights in trained], axis=0), atol=1e-6)
+        expected = sum(num * weights[name] for num, weights in zip(num_images, trained, strict=True)) / 46
+        assert np.allclose(tensor, expected, atol=1e-6)
 
 
 def test_fedbn_keeps_the_normalisation_at_its_site() -> None:

@@ -1,4 +1,4 @@
-"""FedAvg on the small network: every site trains it on its own images, the mean goes back.
+"""FedAvg on the small network: every site trains it on its own images, the mean by their number goes back.
 
 `mu` (FedProx) holds a site near the global weights; `is_own` (FedBN) names tensors that stay at the site.
 """
@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from ayni.learning.batches import Batch
 from ayni.learning.networks import Network, weights_of
+from ayni.task import Task
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
 from ayni_coordinator.simulation.training import Trainer, small_network, trainer
@@ -94,7 +96,13 @@ def averaging_method(title: str, source: str, *, is_own: IsOwn = lambda network:
         aggregate=aggregate,
         candidates=candidates,
         settings=settings,
+        change_task=by_samples,
     )
+
+
+def by_samples(task: Task) -> Task:
+    """A site counts by the number of its images, as the paper has it."""
+    return msgspec.structs.replace(task, fedhelp=msgspec.structs.replace(task.fedhelp, average="samples"))
 
 
 METHOD = averaging_method("FedAvg of the small network", "McMahan et al. 2017, arXiv 1602.05629")

@@ -14,6 +14,7 @@ from ayni.learning.batches import Batch
 from ayni.learning.networks import Network, initial_weights
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
+from ayni_coordinator.simulation.methods.fedavg import by_samples
 from ayni_coordinator.simulation.training import Trainer, own_network, small_network, trainer
 
 
@@ -78,4 +79,5 @@ METHOD = Method(
     aggregate=aggregate,
     candidates=candidates,
     settings={"distillation": 0.5},
+    change_task=by_samples,
 )
