@@ -226,7 +226,7 @@ def read_task(path: Path, changes: Sequence[str] = ()) -> Task:
         ) from None
     _check_sense(task, path)
     guidance = task.guidance
-    if guidance.source == "onnx" and guidance.model:
+    if guidance.source in ("onnx", "lite-medsam") and guidance.model:
         model = str((path.parent / guidance.model).resolve())  # an absolute path stays as it is
         task = msgspec.structs.replace(task, guidance=msgspec.structs.replace(guidance, model=model))
     if task.public_set:
@@ -272,6 +272,8 @@ def check_kind(task: Task) -> None:
                 f"fedhelp.ranking_top_k is {task.fedhelp.ranking_top_k}; it must be below {len(task.classes)}, "
                 "the number of classes."
             )
+        if task.guidance.source == "lite-medsam":
+            raise UserError('guidance.source "lite-medsam" outlines structures; it is for segmentation.')
         if not all(isinstance(one, ResNetSettings) for one in architectures):
             raise UserError('classification takes networks of the kind "resnet"; a "unet" is for segmentation.')
         return
@@ -283,5 +285,5 @@ def check_kind(task: Task) -> None:
                 f"a U-Net of {len(one.channels)} levels takes images whose sides are multiples of "
                 f"{one.smallest_step}; image is {task.image.width} x {task.image.height}."
             )
-    if task.guidance.source == "efficientnet-lite0":
-        raise UserError('segmentation is guided by masks: guidance.source is "lite-medsam", "onnx", "http" or "none".')
+    if task.guidance.source not in ("lite-medsam", "none"):
+        raise UserError('segmentation is guided by outlines: guidance.source is "lite-medsam" or "none".')
