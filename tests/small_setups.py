@@ -23,6 +23,7 @@ from ayni.task import (
 )
 from ayni.tensors.image_set import ImageSet, ImageSetInfo, encode_image_set
 from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
+from ayni_coordinator.simulation.collection import Pixels, Truth
 from ayni_coordinator.simulation.method import Method, Public, Setup, SimulatedSite
 
 SIDE, NUM_PUBLIC = 16, 6
@@ -56,7 +57,7 @@ def small_task(kind: Kind, *, form: Literal["fp32", "sparse"] = "sparse", rounds
     )
 
 
-def squares(num_images: int, kind: Kind, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def squares(num_images: int, kind: Kind, seed: int) -> tuple[Pixels, Truth]:
     """Images [N, H, W, 1]; every second one holds a bright square, which is also its mask."""
     random = np.random.default_rng(seed)
     pixels_NHWC = random.integers(0, 90, (num_images, SIDE, SIDE, 1), dtype=np.uint8)

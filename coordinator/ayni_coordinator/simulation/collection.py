@@ -97,8 +97,7 @@ def _medmnist(path: Path, task: Task) -> Collection:
 
 
 def _folder(folder: Path, task: Task, crop: int) -> Collection:
-    with (folder / "sites.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read_sites(folder / "sites.csv", "site" if task.kind == "segmentation" else "label")
     pixels: list[Pixels] = []
     truth: list[npt.NDArray[np.generic]] = []
     for row in rows:
@@ -110,7 +109,10 @@ def _folder(folder: Path, task: Task, crop: int) -> Collection:
             cut_SHW = np.moveaxis(_middle(np.moveaxis(planes_SHW, 0, 2), crop), 2, 0)
             truth.append(prepare_planes(np.ascontiguousarray(cut_SHW), task.image))
         else:
-            truth.append(np.asarray(class_of(row["label"], task.classes)))
+            number = class_of(row["label"], task.classes)
+            if number is None:
+                raise UserError(f"{folder / 'sites.csv'}: {row['id']} is {row['label']!r}; classes are {task.classes}.")
+            truth.append(np.asarray(number))
     all_truth = np.stack(truth)
     return Collection(
         np.stack(pixels),
@@ -119,6 +121,19 @@ def _folder(folder: Path, task: Task, crop: int) -> Collection:
         tuple(row.get("patientid") or row["id"] for row in rows),
         ("",) * len(rows),
     )
+
+
+def _read_sites(path: Path, *columns: str) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = {"id", "site", *columns} - set(reader.fieldnames or ())
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}). Fetch the data set again: `ayni data list`.") from None
+    if missing or not rows:
+        raise UserError(f"{path} needs the columns id, site, {', '.join(columns)} and a line per image.")
+    return rows
 
 
 def _image_file(folder: Path, name: str) -> Path:

@@ -125,7 +125,7 @@ def chosen_by_holdout(candidates: Sequence[Candidate], site: SimulatedSite, setu
 def _row(job: Job, setup: Setup, dealt: Dealt, outcome: Outcome) -> Row:
     site = next(site for site in setup.sites if site.name == dealt.name)
     chosen = chosen_by_holdout(outcome.candidates, site, setup)
-    metrics = test_figures(chosen, dealt, setup.task)
+    metrics = figures_on_test(chosen, dealt, setup.task)
     return Row(
         task=job.task.name,
         method=job.method,
@@ -141,7 +141,7 @@ def _row(job: Job, setup: Setup, dealt: Dealt, outcome: Outcome) -> Row:
     )
 
 
-def test_figures(chosen: Candidate, dealt: Dealt, task: Task) -> dict[str, float]:
+def figures_on_test(chosen: Candidate, dealt: Dealt, task: Task) -> dict[str, float]:
     pixels_NCHW = torch.from_numpy(dealt.test_pixels_NHWK).permute(0, 3, 1, 2).contiguous()
     truth = torch.from_numpy(dealt.test_truth)
     logits = answers(chosen.network.eval(), pixels_NCHW, chosen.normalise)
