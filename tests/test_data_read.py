@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from ayni.data.check import check_data
+from ayni.data.check import DataReport, check_data
 from ayni.data.dataset import store_dataset
 from ayni.data.read import load_images
 from ayni.errors import DataError
@@ -139,6 +139,7 @@ def test_the_check_finds_what_is_wrong_with_a_folder(folder: Path) -> None:
         "file,label\na.png,sick\nb.npy,well\ncopy.bmp,well\ncolour.png,well\nbroken.png,well\ngone.png,sick\n"
     )
     report = check_data(folder)
+    assert isinstance(report, DataReport)
     assert report.num_images == 4
     assert report.num_per_class == {"sick": 1, "well": 3}
     assert report.sizes == {"8 x 8, grey": 3, "7 x 5, colour": 1}
@@ -162,6 +163,7 @@ def test_the_check_counts_every_part_of_an_npz_and_says_which_is_trained_on(tmp_
         test_labels=labels,
     )
     report = check_data(tmp_path / "s.npz")
+    assert isinstance(report, DataReport)
     assert (report.num_images, report.num_per_part) == (30, {"train": 15, "test": 15})
     assert report.num_per_class == {"0": 8, "1": 7}
     assert report.warnings[0] == "only the part train is trained on and counted per class (train: 15, test: 15 images)."

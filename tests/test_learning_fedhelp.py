@@ -92,5 +92,6 @@ def test_one_image_alone_and_in_a_batch_get_the_same_answer(network: Network) ->
 def test_the_mean_of_the_head_on_the_feature_map_is_the_logit(network: Network) -> None:
     x_BCHW = torch.randn(2, 1, 16, 16)
     map_BFhw = network.extractor(x_BCHW)
+    assert isinstance(network.head, nn.Linear)
     map_BChw = torch.einsum("bfhw,cf->bchw", map_BFhw, network.head.weight)
     assert torch.allclose(map_BChw.mean(dim=(2, 3)) + network.head.bias, network(x_BCHW), atol=1e-6)

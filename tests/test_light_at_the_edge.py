@@ -117,6 +117,7 @@ def test_a_base_install_can_talk_and_its_doctor_says_what_is_missing_for_trainin
         ("data check HOME", "train"),
         ("coordinator serve HOME", "coordinator"),
         ("coordinator invite HOME north", "coordinator"),
+        ("simulate x.toml --out HOME/o", "coordinator"),
         ("export HOME bundle", "export"),
         ("diagnose bundle image.png", "deploy"),
         ("demo --out HOME/demo", "all"),

@@ -59,6 +59,7 @@ class SiteStatus:
     models: dict[str, TrainedModel]
     round: RoundIs | None
 
+
 NAME_DATA = "Name a folder with labels.csv, or with images and masks, or a .npz file."
 
 
