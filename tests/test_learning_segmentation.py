@@ -74,11 +74,21 @@ def test_the_loss_of_a_mask_is_cross_entropy_and_soft_dice() -> None:
 
 
 def test_a_hospital_teaches_masks_both_ways_and_no_gradient_crosses() -> None:
-    proxy, large = (torch.zeros(1, 1, 2, 2, requires_grad=True) for _ in range(2))
-    losses = hospital_losses(proxy, large, mask("10", "00"), FedHelpSettings(), SEGMENTATION)
+    truth, settings = mask("1"), FedHelpSettings(forward_weight=0.5, ranking_weight=0.2, ranking_margin=0.1)
+    proxy = torch.full((1, 1, 1, 1), -1.0, requires_grad=True)
+    large = torch.zeros(1, 1, 1, 1, requires_grad=True)
+    losses = hospital_losses(proxy, large, truth, settings, SEGMENTATION)
     losses.proxy.backward()  # type: ignore[no-untyped-call]
     assert large.grad is None
     assert proxy.grad is not None
+    p = 1 / (1 + math.e)  # of the proxy; that of the large network is 1/2
+    # cross-entropy p - 1; soft Dice 1 - 2p / (p + 1), whose slope in p is -2 / (p + 1)**2; half the KL's p - 1/2
+    by_hand = (p - 1) - 2 / (p + 1) ** 2 * p * (1 - p) + 0.5 * (p - 0.5)
+    assert proxy.grad.item() == pytest.approx(by_hand, abs=1e-4)
+    losses.large.backward()  # type: ignore[no-untyped-call]
+    assert large.grad is not None
+    # at 1/2: -1/2 and -2 / 2.25 / 4; the proxy says outside, so the hinge pushes down by its weight
+    assert large.grad.item() == pytest.approx(-0.5 - 2 / 2.25 / 4 + 0.2, abs=1e-4)
 
 
 def test_dice_is_of_each_case_and_empty_masks_have_a_policy() -> None:

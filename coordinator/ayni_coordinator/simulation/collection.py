@@ -87,17 +87,21 @@ def load_collection(folder: Path, name: str, task: Task, crop: int = 0) -> Colle
 
 def _medmnist(path: Path, task: Task) -> Collection:
     """Its validation part is public here, and its test part every site's: shares of one collection are alike."""
+    if task.kind == "segmentation":
+        raise UserError(f"{path} holds labels; the task {task.name} needs masks: a folder with images/ and masks/.")
     parts = {"train": "train", "val": "public", "test": "test"}
     read = {part: read_npz(path, split) for split, part in parts.items()}
     pixels = [prepare(one, task.image, resize=True) for images, _ in read.values() for one in images]
     names = tuple(part for part, (images, _) in read.items() for _ in images)
     truth = np.concatenate([labels for _, labels in read.values()])
+    if truth.max() >= len(task.classes):
+        raise UserError(f"{path} has the label {truth.max()}; the task {task.name} has {len(task.classes)} classes.")
     each = tuple(str(number) for number in range(len(names)))
     return Collection(np.stack(pixels), truth, ("",) * len(names), each, names)
 
 
 def _folder(folder: Path, task: Task, crop: int) -> Collection:
-    rows = _read_sites(folder / "sites.csv", "site" if task.kind == "segmentation" else "label")
+    rows = _read_sites(folder / "sites.csv", *(() if task.kind == "segmentation" else ("label",)))
     pixels: list[Pixels] = []
     truth: list[npt.NDArray[np.generic]] = []
     for row in rows:
@@ -130,9 +134,11 @@ def _read_sites(path: Path, *columns: str) -> list[dict[str, str]]:
             missing = {"id", "site", *columns} - set(reader.fieldnames or ())
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}). Fetch the data set again: `ayni data list`.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}). Remove its folder and fetch it anew: `ayni data fetch`."
+        ) from None
     if missing or not rows:
-        raise UserError(f"{path} needs the columns id, site, {', '.join(columns)} and a line per image.")
+        raise UserError(f"{path} needs the columns {', '.join(('id', 'site', *columns))} and a line per image.")
     return rows
 
 
@@ -181,7 +187,11 @@ def public_indices(collection: Collection, plan: PublicPlan) -> Indices:
 
 
 def deal(collection: Collection, public: PublicPlan, sites: dict[str, SitePlan], *, seed: int) -> list[Dealt]:
-    """In the order of the experiment; no image and no patient is at two sites, or public and private."""
+    """In the order of the experiment; no image, and no patient of a group, is at two sites, or public and private.
+
+    Raises UserError if the plan would need that.
+    """
+    _check_plans(collection, sites)
     taken = set(public_indices(collection, public).tolist())
     given_out: dict[str, int] = {}
     dealt = []
@@ -195,6 +205,19 @@ def deal(collection: Collection, public: PublicPlan, sites: dict[str, SitePlan],
     return dealt
 
 
+def _check_plans(collection: Collection, sites: dict[str, SitePlan]) -> None:
+    shares: dict[str, float] = {}
+    for plan in sites.values():
+        shares[plan.group] = shares.get(plan.group, 0.0) + plan.share
+    if "" in shares and len(shares) > 1:
+        raise UserError("sites with a group and sites without one would share images: give all a group, or none.")
+    for group, share in shares.items():
+        if share > 1 + 1e-9:
+            raise UserError(f"the sites of group {group!r} have shares of {share:g} together; 1 is all.")
+    if "test" in collection.part_N and any(plan.num_train is not None for plan in sites.values()):
+        raise UserError("this data set has a test part of its own: give its sites a share, and no num_train.")
+
+
 def _split(collection: Collection, own: Indices, name: str, plan: SitePlan, seed: int) -> Dealt:
     """To learn from, and to be tested on; of a publisher's test part, all of it."""
     official = np.flatnonzero(np.array(collection.part_N) == "test")
@@ -206,7 +229,10 @@ def _split(collection: Collection, own: Indices, name: str, plan: SitePlan, seed
         cut = _whole_patients(collection, ordered, wanted)
         train, test = ordered[:cut], ordered[cut:]
     if not len(train) or not len(test):
-        raise UserError(f"site {name} gets {len(train)} images to learn from and {len(test)} to be tested on.")
+        raise UserError(
+            f"site {name} gets {len(train)} images to learn from and {len(test)} to be tested on. Change its share, "
+            "its num_train or train_share, or the share of its group that is public."
+        )
     pixels, truth = collection.pixels_NHWK, collection.truth
     return Dealt(name, plan.role, pixels[train], truth[train], pixels[test], truth[test])
 

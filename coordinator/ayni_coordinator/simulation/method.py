@@ -72,14 +72,12 @@ class Setup:
         return self.task.large_network if role == "hospital" else self.task.small_network
 
     def steps_per_round(self, role: Role) -> int:
-        """Optimiser steps of each network in a round, the same for every method. A clinic's small network gets twice
-        as many: where FedHelp alternates private and public batches, the others take private ones."""
+        """Optimiser steps of each network in a round, the same for every method. A clinic's networks get twice as many
+        as a hospital's: where FedHelp alternates private and public batches, the others take private ones."""
         return self.task.training.steps_per_round * (2 if role == "clinic" else 1)
 
     def number(self, name: str) -> float:
-        value = self.settings[name]
-        assert isinstance(value, int | float), f"the setting {name} is no number"
-        return float(value)
+        return float(self.settings[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +106,11 @@ class Method:
 
     `site_step` is one round at a site: it changes the state's networks and returns what goes up. `aggregate` gives the
     coordinator's next state and what goes down, from the sites' messages in the order of their names; after the last
-    round `finish` hands that to the sites. Of `candidates` the first diagnoses, unless another is better on the site's
-    held-out images by more than chance. `public` is the set that the method wants.
+    round the sites get that too. Of `candidates` the first diagnoses, unless another is better on the site's
+    held-out images by more than chance. `public` is the set that the method wants, `guided` whether it wants the
+    foundation model's answers on it. What a method is called on the page, and its paper, stand in methods.toml.
     """
 
-    title: str
-    source: str
     open: Callable[[Setup], tuple[Any, Broadcast]]
     init: Callable[[Setup, SimulatedSite], Any]
     site_step: Callable[[Setup, Any, Message, int], Message]
@@ -121,6 +118,7 @@ class Method:
     candidates: Callable[[Setup, Any, Message], Sequence[Candidate]]
     settings: Mapping[str, Setting] = field(default_factory=dict)
     public: Literal["in-domain", "out-of-domain"] = "in-domain"
+    guided: bool = False
     change_task: Callable[[Task], Task] = lambda task: task
 
 

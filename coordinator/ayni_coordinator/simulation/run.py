@@ -1,6 +1,6 @@
 """One run: a method on a task with a seed, from the data on the disk to one row per site.
 
-Every site is trained by what the method says, in the order of the sites' names, in one process; messages pass in
+Every site is trained by what the method says, in the order of the experiment, in one process; messages pass in
 memory, encoded as on the wire. Test images are touched once, at the end.
 """
 
@@ -43,7 +43,7 @@ def run_job(job: Job, tell: Tell) -> list[Row]:
     public_plan, site_plans = read_plans(job.entry)
     collection = load_collection(Path(job.data_folder), job.entry.data, task, job.entry.crop)
     dealt = deal(collection, public_plan, site_plans, seed=job.seed)
-    public = load_public(collection, public_plan, task, Path(job.data_folder), method.public)
+    public = load_public(collection, public_plan, task, Path(job.data_folder), method)
     del collection
     sites = tuple(
         SimulatedSite(one.name, one.role, own_images(one.pixels_NHWK, one.truth, task, one.name)) for one in dealt
@@ -57,6 +57,9 @@ def _settings(method: Method, job: Job) -> Mapping[str, Setting]:
     unknown = sorted(set(job.settings) - set(method.settings))
     if unknown:
         raise UserError(f"{job.method} has no setting {unknown[0]!r}; it has {', '.join(method.settings) or 'none'}.")
+    for name, value in job.settings.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(f"the setting {name} of {job.method} is {value!r}; it must be a number.")
     return {**method.settings, **job.settings}
 
 

@@ -5,15 +5,13 @@ Optimiser, schedule, batches and their variation are those of the federation (ay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ayni.learning.batches import Batch, Batches, seed_of
-from ayni.learning.learners import descend, learning_rate_at, own_batches
+from ayni.learning.learners import adam, averaged, descend, learning_rate_at, own_batches
 from ayni.learning.networks import Network, initial_weights, load_weights, seeded_network
 from ayni_coordinator.simulation.method import Setup, SimulatedSite
 
@@ -28,10 +26,12 @@ def small_network(setup: Setup) -> Network:
     return network
 
 
-def own_network(setup: Setup, site: SimulatedSite) -> Network:
-    """The one that diagnoses at a site: a large one of its own at a hospital, the common small one at a clinic."""
+def own_network(setup: Setup, site: SimulatedSite, *, beside_small: bool = False) -> Network:
+    """The one that diagnoses at a site: a large one of its own at a hospital, a small one at a clinic. That is the
+    common one, or, beside a common one that learns with it, one with first weights of its own."""
     if site.role == "clinic":
-        return small_network(setup)
+        seed = seed_of(setup.task.seed, site.name, "own")
+        return seeded_network(setup.task.small_network, setup.task, seed) if beside_small else small_network(setup)
     return seeded_network(setup.task.large_network, setup.task, seed_of(setup.task.seed, site.name, "large"))
 
 
@@ -41,49 +41,36 @@ def seeded_head(setup: Setup, site: SimulatedSite, network: Network, num_outputs
         return network.new_head(num_outputs)
 
 
-@dataclass(slots=True)
 class Trainer:
-    """`modules` learn together; `num_steps` are taken in all rounds, for the schedule."""
+    """`modules` learn together, for as many steps in a round as the site's networks get. Of the first of them, which
+    diagnoses, a running mean of the weights is kept, as of the networks of `local` and of FedHelp's hospitals."""
 
-    setup: Setup
-    site: SimulatedSite
-    modules: Sequence[nn.Module]
-    num_steps: int
-    taken: int = 0
-    _parts: tuple[torch.optim.Adam, Batches, Batches] | None = None
+    def __init__(self, setup: Setup, site: SimulatedSite, modules: Sequence[nn.Module]) -> None:
+        self.setup, self.site, self.modules = setup, site, modules
+        self.num_steps, self.taken = setup.num_rounds * setup.steps_per_round(site.role), 0
+        self.average = averaged(modules[0], self.num_steps)
+        task, normalise = setup.task, setup.normalise
+        self._optimiser = adam(nn.ModuleList(modules), task.training)
+        self._own = own_batches(site.own, normalise, task, site.name)
+        seed = seed_of(task.seed, site.name, "public")
+        self._public = Batches(setup.public.images.pixels_PCHW, normalise, task.training, seed=seed)
 
     def own(self, num_steps: int, loss: OwnLoss) -> None:
         """So many steps on the site's own images."""
-        optimiser, batches, _ = self._made()
-        truth = self.site.own.train_truth
-        for batch in self._batches(batches, num_steps):
-            self._descend(optimiser, loss(batch, batch.of(truth)))
+        for _ in range(num_steps):
+            batch = self._own.at(self.taken)
+            self._descend(loss(batch, batch.of(self.site.own.train_truth)))
 
     def public(self, num_steps: int, loss: PublicLoss) -> None:
         """So many steps on public images."""
-        optimiser, _, batches = self._made()
-        for batch in self._batches(batches, num_steps):
-            self._descend(optimiser, loss(batch))
-
-    def _batches(self, batches: Batches, num_steps: int) -> Iterator[Batch]:
         for _ in range(num_steps):
-            yield batches.at(self.taken)
+            self._descend(loss(self.public_batch()))
 
-    def _descend(self, optimiser: torch.optim.Adam, loss: Tensor) -> None:
-        descend(loss, learning_rate_at(self.taken, self.num_steps, self.setup.task.training), optimiser)
+    def public_batch(self) -> Batch:
+        """That of the next step."""
+        return self._public.at(self.taken)
+
+    def _descend(self, loss: Tensor) -> None:
+        descend(loss, learning_rate_at(self.taken, self.num_steps, self.setup.task.training), self._optimiser)
         self.taken += 1
-
-    def _made(self) -> tuple[torch.optim.Adam, Batches, Batches]:
-        if self._parts is None:
-            task, normalise = self.setup.task, self.setup.normalise
-            weights = list(chain.from_iterable(module.parameters() for module in self.modules))
-            optimiser = torch.optim.Adam(weights, weight_decay=task.training.weight_decay, fused=True)
-            own = own_batches(self.site.own, normalise, task, self.site.name)
-            seed = seed_of(task.seed, self.site.name, "public")
-            public = Batches(self.setup.public.images.pixels_PCHW, normalise, task.training, seed=seed)
-            self._parts = (optimiser, own, public)
-        return self._parts
-
-
-def trainer(setup: Setup, site: SimulatedSite, modules: Sequence[nn.Module], num_steps_per_round: int) -> Trainer:
-    return Trainer(setup, site, modules, setup.num_rounds * num_steps_per_round)
+        self.average.update_parameters(self.modules[0])

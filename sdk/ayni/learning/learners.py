@@ -52,7 +52,7 @@ def adam(module: nn.Module, training: TrainingSettings) -> torch.optim.Adam:
     return torch.optim.Adam(module.parameters(), weight_decay=training.weight_decay, fused=True)
 
 
-def averaged(network: Network, num_steps: int) -> AveragedModel:
+def averaged(network: nn.Module, num_steps: int) -> AveragedModel:
     """A running mean of the weights, steadier than the last ones."""
     decay = 1 - 1 / max(2.0, AVERAGED * num_steps)
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ayni_coordinator.simulation.methods.fedhelp import variant
 
-METHOD = variant("FedHelp + consensus of the hospitals' large networks", "Ayni", consensus_weight=1.0)
+METHOD = variant(consensus_weight=1.0)

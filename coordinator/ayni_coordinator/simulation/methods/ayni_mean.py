@@ -2,7 +2,8 @@
 
 A clinic keeps the mean of the global models that it received, the newest weighing most: steadier than any of them, and
 free, for it moved already. It answers the public images, and every step of the clinic is a batch of its own images and
-one of public images, on which it learns that answer. The mean is also the first candidate to diagnose.
+one of public images, on which it learns that answer: as many steps as with the other methods, of twice the images. The
+mean is also the first candidate to diagnose.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ayni.learning.batches import Batch, Batches, seed_of
+from ayni.learning.batches import Batch
 from ayni.learning.networks import Network
 from ayni.learning.scores import answers
 from ayni_coordinator.simulation.averaging import SiteModel
 from ayni_coordinator.simulation.method import Candidate, Message, Setup, SimulatedSite
 from ayni_coordinator.simulation.methods import fedhelp
-from ayni_coordinator.simulation.training import Trainer, seeded_head, small_network, trainer
+from ayni_coordinator.simulation.training import Trainer, seeded_head, small_network
 
 
 @dataclass(slots=True)
@@ -41,8 +42,7 @@ def init(setup: Setup, site: SimulatedSite) -> fedhelp.State | Clinic:
     guidance = setup.public.images.guidance
     if guidance is not None and setup.task.fedhelp.guidance_weight > 0:
         head = seeded_head(setup, site, network, guidance.shape[1])
-    modules = [network, head] if head is not None else [network]
-    together = trainer(setup, site, modules, setup.steps_per_round("clinic"))
+    together = Trainer(setup, site, [network] if head is None else [network, head])
     return Clinic(site, network, copy.deepcopy(network), head, SiteModel(), together)
 
 
@@ -52,21 +52,15 @@ def site_step(setup: Setup, state: fedhelp.State | Clinic, received: Message, ro
     state.model.receive(received, state.network)
     move_mean(state.mean, state.network, setup.number("memory") if round_number > 1 else 0.0)
     public, objective, settings = setup.public.images, setup.objective, setup.task.fedhelp
-    taught = answers(state.mean, public.pixels_PCHW, setup.normalise)
     weight = setup.number("teaching") * (round_number - 1) / setup.num_rounds  # the first means know nothing
-    batches = Batches(
-        public.pixels_PCHW,
-        setup.normalise,
-        setup.task.training,
-        seed=seed_of(setup.task.seed, state.site.name, "public"),
-    )
+    taught = answers(state.mean, public.pixels_PCHW, setup.normalise) if weight > 0 else None
     guidance, head = public.guidance, state.public_head
 
     def loss(batch: Batch, truth: Tensor) -> Tensor:
         total = objective.supervised(state.network(batch.x_BCHW), truth)
-        others = batches.at(state.trainer.taken)
+        others = state.trainer.public_batch()
         features = state.network.features(others.x_BCHW)
-        if weight > 0:
+        if taught is not None:
             answer = state.network.head(features)
             total = total + weight * objective.distil(answer, others.of(taught), temperature=settings.temperature)
         if head is not None and guidance is not None:
@@ -102,7 +96,7 @@ def candidates(setup: Setup, state: fedhelp.State | Clinic, received: Message) -
 
 
 METHOD = dataclasses.replace(
-    fedhelp.variant("FedHelp + the federation's running mean as a teacher", "Ayni", consensus_weight=0.0),
+    fedhelp.variant(consensus_weight=0.0),
     init=init,
     site_step=site_step,
     candidates=candidates,

@@ -43,7 +43,7 @@ def candidates(setup: Setup, state: fedhelp.State, received: Message) -> Sequenc
 
 
 METHOD = dataclasses.replace(
-    fedhelp.variant("targets alone: no weights travel", "participation by distillation"),
+    fedhelp.variant(),
     open=open,
     init=init,
     site_step=site_step,

@@ -1,6 +1,7 @@
 """FedAvg on the small network: every site trains it on its own images, the mean by their number goes back.
 
-`mu` (FedProx) holds a site near the global weights; `is_own` (FedBN) names tensors that stay at the site.
+McMahan et al. 2017, arXiv 1602.05629. `mu` (FedProx) holds a site near the global weights; `is_own` (FedBN) names
+tensors that stay at the site.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ayni.learning.networks import Network, weights_of
 from ayni.task import Task
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
-from ayni_coordinator.simulation.training import Trainer, small_network, trainer
+from ayni_coordinator.simulation.training import Trainer, small_network
 
 IsOwn = Callable[[Network], set[str]]
 
@@ -47,7 +48,7 @@ def init_with(is_own: IsOwn) -> Callable[[Setup, SimulatedSite], State]:
         network = small_network(setup)
         own = is_own(network)
         model = SiteModel(keep=lambda name: name not in own)
-        return State(site, network, model, trainer(setup, site, [network], setup.steps_per_round(site.role)))
+        return State(site, network, model, Trainer(setup, site, [network]))
 
     return init
 
@@ -86,10 +87,8 @@ def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candid
     return [Candidate(network, setup.normalise) for network in (state.network, last)]
 
 
-def averaging_method(title: str, source: str, *, is_own: IsOwn = lambda network: set(), **settings: Any) -> Method:
+def averaging_method(*, is_own: IsOwn = lambda network: set(), **settings: Any) -> Method:
     return Method(
-        title=title,
-        source=source,
         open=open_with(is_own),
         init=init_with(is_own),
         site_step=site_step,
@@ -105,4 +104,4 @@ def by_samples(task: Task) -> Task:
     return msgspec.structs.replace(task, fedhelp=msgspec.structs.replace(task.fedhelp, average="samples"))
 
 
-METHOD = averaging_method("FedAvg of the small network", "McMahan et al. 2017, arXiv 1602.05629")
+METHOD = averaging_method()

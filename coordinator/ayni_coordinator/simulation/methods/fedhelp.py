@@ -1,4 +1,7 @@
-"""FedHelp as the federation runs it (ayni.learning.fedhelp): the learners, updates and averaging of the product."""
+"""FedHelp as the federation runs it (ayni.learning.fedhelp): the learners, updates and averaging of the product.
+
+arXiv 2412.19654.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from ayni.tensors.targets import decode_targets, encode_targets
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
 
-SOURCE = "arXiv 2412.19654"
 Which = Literal["in-domain", "out-of-domain"]
 
 
@@ -69,7 +71,7 @@ def take_up_consensus(setup: Setup, learner: Clinic, received: Message) -> None:
 
 
 def train(setup: Setup, learner: Clinic | Hospital, round_number: int) -> None:
-    num_steps = setup.task.training.steps_per_round
+    num_steps = learner.num_steps // setup.num_rounds
     for number in range((round_number - 1) * num_steps, round_number * num_steps):
         learner.step(number)
 
@@ -115,19 +117,18 @@ def with_settings(**changes: Any) -> Callable[[Task], Task]:
     return change
 
 
-def variant(title: str, source: str = SOURCE, *, public: Which = "in-domain", **changes: Any) -> Method:
+def variant(*, public: Which = "in-domain", **changes: Any) -> Method:
     """FedHelp with other settings of the product."""
     return Method(
-        title=title,
-        source=source,
         open=open,
         init=init,
         site_step=site_step,
         aggregate=aggregate,
         candidates=candidates,
         public=public,
+        guided=True,
         change_task=with_settings(**changes),
     )
 
 
-METHOD = variant("FedHelp as published", consensus_weight=0.0)
+METHOD = variant(consensus_weight=0.0)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ayni_coordinator.simulation.methods.fedhelp import variant
 
-METHOD = variant("FedHelp without the backward term", consensus_weight=0.0, ranking_weight=0.0)
+METHOD = variant(consensus_weight=0.0, ranking_weight=0.0)

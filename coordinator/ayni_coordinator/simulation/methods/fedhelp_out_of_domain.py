@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ayni_coordinator.simulation.methods.fedhelp import variant
 
-METHOD = variant("FedHelp, public images of another kind", public="out-of-domain", consensus_weight=0.0)
+METHOD = variant(public="out-of-domain", consensus_weight=0.0)

@@ -1,7 +1,9 @@
 """FedKD: a small network travels as low-rank changes, and distils both ways with each site's own.
 
-Each term is divided by the sum of both networks' own losses, so that unsure teachers teach less. Of every change the
-singular values are sent that hold a share of its energy, which grows from `first_energy` to `last_energy`.
+Wu et al. 2022, arXiv 2108.13323. Each term is divided by the sum of both networks' own losses, so that unsure
+teachers teach less. Of every change the singular values are sent that hold a share of its energy, which grows from
+`first_energy` to `last_energy`. The paper's loss between hidden layers is left out: our networks have hidden layers
+of other shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ayni.tensors.safe import Array, Floats
 from ayni.tensors.update import assemble, encode_whole
 from ayni_coordinator.simulation.averaging import SiteModel
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
-from ayni_coordinator.simulation.training import Trainer, own_network, small_network, trainer
+from ayni_coordinator.simulation.training import Trainer, own_network, small_network
 
 
 @dataclass(slots=True)
@@ -37,9 +39,8 @@ def open(setup: Setup) -> tuple[dict[str, Floats], Broadcast]:
 
 
 def init(setup: Setup, site: SimulatedSite) -> State:
-    mentor, mentee = own_network(setup, site), small_network(setup)
-    together = trainer(setup, site, [mentor, mentee], setup.task.training.steps_per_round)
-    return State(site, mentor, mentee, SiteModel(), together)
+    mentor, mentee = own_network(setup, site, beside_small=True), small_network(setup)
+    return State(site, mentor, mentee, SiteModel(), Trainer(setup, site, [mentor, mentee]))
 
 
 def energy_at(setup: Setup, round_number: int) -> float:
@@ -98,7 +99,7 @@ def site_step(setup: Setup, state: State, received: Message, round_number: int) 
         )
         return mentor_own + mentee_own + mutual / doubt
 
-    state.trainer.own(setup.task.training.steps_per_round, loss)
+    state.trainer.own(setup.steps_per_round(state.site.role), loss)
     trained = weights_of(state.mentee)
     change = {name: trained[name] - tensor for name, tensor in state.model.weights.items()}
     return {"change": encode_low_rank(change, energy_at(setup, round_number))}
@@ -118,13 +119,13 @@ def aggregate(
 def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
     """The mentor diagnoses; at a clinic, where both are of one size, perhaps the mentee."""
     _receive(state, received)
-    networks = [state.mentor, state.mentee] if state.site.role == "clinic" else [state.mentor]
+    networks = [state.trainer.average.module, state.mentor]
+    if state.site.role == "clinic":
+        networks.append(state.mentee)
     return [Candidate(network, setup.normalise) for network in networks]
 
 
 METHOD = Method(
-    title="FedKD: low-rank changes, mutual distillation",
-    source="Wu et al. 2022, arXiv 2108.13323",
     open=open,
     init=init,
     site_step=site_step,

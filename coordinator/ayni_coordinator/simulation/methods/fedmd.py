@@ -1,7 +1,8 @@
 """FedMD: no weights travel. Each site answers the public images, the answers are averaged, each site learns the mean.
 
-The answers travel as the federation's soft labels do; "digest" is the KL from the mean, by which the paper's mean
-absolute difference of logits is replaced (ours are log-probabilities).
+Li and Wang 2019, arXiv 1910.03581. The answers travel as the federation's soft labels do; "digest" is the KL from the
+mean, by which the paper's mean absolute difference of logits is replaced (ours are log-probabilities). There is no
+training to convergence before the first round: all methods have one budget.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ayni.learning.training import answer_public_set
 from ayni.tensors.targets import decode_targets, encode_targets
 from ayni_coordinator.aggregation import consensus_of
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
-from ayni_coordinator.simulation.training import Trainer, own_network, trainer
+from ayni_coordinator.simulation.training import Trainer, own_network
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ def open(setup: Setup) -> tuple[None, Broadcast]:
 
 def init(setup: Setup, site: SimulatedSite) -> State:
     network = own_network(setup, site)
-    return State(site, network, trainer(setup, site, [network], 2 * setup.task.training.steps_per_round))
+    return State(site, network, Trainer(setup, site, [network]))
 
 
 def consensus(setup: Setup, received: Message) -> Tensor | None:
@@ -48,7 +49,8 @@ def consensus(setup: Setup, received: Message) -> Tensor | None:
 
 def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
     """Digest what the others know, then revisit the own images; half of the steps each."""
-    taught, num_steps = consensus(setup, received), setup.task.training.steps_per_round
+    taught, num_steps = consensus(setup, received), setup.steps_per_round(state.site.role)
+    num_public = 0 if taught is None else num_steps // 2
 
     def own_loss(batch: Batch, truth: Tensor) -> Tensor:
         return setup.objective.supervised(state.network(batch.x_BCHW), truth)
@@ -58,11 +60,8 @@ def site_step(setup: Setup, state: State, received: Message, round_number: int) 
         answer = state.network(batch.x_BCHW)
         return setup.objective.distil(answer, batch.of(taught), temperature=setup.task.fedhelp.temperature)
 
-    if taught is None:
-        state.trainer.own(num_steps, own_loss)
-    else:
-        state.trainer.public(num_steps, digest_loss)
-    state.trainer.own(num_steps, own_loss)
+    state.trainer.public(num_public, digest_loss)
+    state.trainer.own(num_steps - num_public, own_loss)
     answered = answer_public_set(state.network, setup.public.images, setup.task, state.site.name, round_number)
     return {"soft-labels": encode_targets(answered)}
 
@@ -74,12 +73,10 @@ def aggregate(setup: Setup, state: None, messages: Mapping[str, Message], round_
 
 
 def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
-    return [Candidate(state.network, setup.normalise)]
+    return [Candidate(network, setup.normalise) for network in (state.trainer.average.module, state.network)]
 
 
 METHOD = Method(
-    title="FedMD: answers about public images",
-    source="Li and Wang 2019, arXiv 1910.03581",
     open=open,
     init=init,
     site_step=site_step,

@@ -1,6 +1,7 @@
 """FedProto: only each class's mean feature travels; a site's features are pulled towards the global means.
 
-The diagnosis is the head's. The large and the small network need features of one width.
+Tan et al. 2022, arXiv 2105.00243. The diagnosis is the head's. The large and the small network need features of one
+width.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ayni_coordinator.simulation.method import (
     no_message,
 )
 from ayni_coordinator.simulation.prototypes import Prototypes, mean_prototypes, pull, site_prototypes
-from ayni_coordinator.simulation.training import Trainer, own_network, small_network, trainer
+from ayni_coordinator.simulation.training import Trainer, own_network, small_network
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ def init(setup: Setup, site: SimulatedSite) -> State:
         raise UserError(
             "prototypes need features of one width: give both networks the same number in their last stage."
         )
-    return State(site, network, trainer(setup, site, [network], setup.steps_per_round(site.role)))
+    return State(site, network, Trainer(setup, site, [network]))
 
 
 def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
@@ -62,12 +63,10 @@ def aggregate(setup: Setup, state: None, messages: Mapping[str, Message], round_
 
 
 def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
-    return [Candidate(state.network, setup.normalise)]
+    return [Candidate(network, setup.normalise) for network in (state.trainer.average.module, state.network)]
 
 
 METHOD = Method(
-    title="FedProto: mean features of classes",
-    source="Tan et al. 2022, arXiv 2105.00243",
     open=no_message,
     init=init,
     site_step=site_step,

@@ -1,7 +1,8 @@
 """FedTGP: as FedProto, but the coordinator trains the global prototypes, so that the classes stay apart.
 
-Adaptive-margin contrastive learning: each site's prototype should be nearer to its class's global one than to the
-others', by the largest distance between two classes' centres (at most `largest_margin`).
+Zhang et al. 2024, arXiv 2401.03230. Adaptive-margin contrastive learning: each site's prototype should be nearer to
+its class's global one than to the others', by the largest distance between two classes' centres (at most
+`largest_margin`).
 """
 
 from __future__ import annotations
@@ -76,8 +77,6 @@ def aggregate(
 
 
 METHOD = Method(
-    title="FedTGP: trained prototypes",
-    source="Zhang et al. 2024, arXiv 2401.03230",
     open=open,
     init=init,
     site_step=site_step,

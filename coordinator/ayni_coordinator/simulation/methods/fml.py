@@ -1,6 +1,7 @@
 """FML: each site's own network and a small one that travels ("meme") teach each other by full soft labels.
 
-The mutual distillation is symmetric: that is what FedHelp changes. Each step trains both networks.
+Shen et al. 2020, arXiv 2006.16765. The mutual distillation is symmetric: that is what FedHelp changes. Each step
+trains both networks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ayni.learning.networks import Network, initial_weights
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
 from ayni_coordinator.simulation.methods.fedavg import by_samples
-from ayni_coordinator.simulation.training import Trainer, own_network, small_network, trainer
+from ayni_coordinator.simulation.training import Trainer, own_network, small_network
 
 
 @dataclass(slots=True)
@@ -33,9 +34,8 @@ def open(setup: Setup) -> tuple[GlobalModel, Broadcast]:
 
 
 def init(setup: Setup, site: SimulatedSite) -> State:
-    own, meme = own_network(setup, site), small_network(setup)
-    together = trainer(setup, site, [own, meme], setup.task.training.steps_per_round)
-    return State(site, own, meme, SiteModel(), together)
+    own, meme = own_network(setup, site, beside_small=True), small_network(setup)
+    return State(site, own, meme, SiteModel(), Trainer(setup, site, [own, meme]))
 
 
 def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
@@ -51,7 +51,7 @@ def site_step(setup: Setup, state: State, received: Message, round_number: int) 
         )
         return (1 - weight) * labels + weight * mutual
 
-    state.trainer.own(setup.task.training.steps_per_round, loss)
+    state.trainer.own(setup.steps_per_round(state.site.role), loss)
     return {"model": state.model.update(state.meme, setup.task)}
 
 
@@ -66,13 +66,13 @@ def aggregate(
 def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
     """The site's own network; at a clinic, where both are of one size, also the global one."""
     state.model.receive(received, state.meme)
-    networks = [state.own, state.meme] if state.site.role == "clinic" else [state.own]
+    networks = [state.trainer.average.module, state.own]
+    if state.site.role == "clinic":
+        networks.append(state.meme)
     return [Candidate(network, setup.normalise) for network in networks]
 
 
 METHOD = Method(
-    title="FML: symmetric mutual distillation",
-    source="Shen et al. 2020, arXiv 2006.16765",
     open=open,
     init=init,
     site_step=site_step,

@@ -35,8 +35,6 @@ def candidates(setup: Setup, state: Alone, received: Message) -> Sequence[Candid
 
 
 METHOD = Method(
-    title="every site alone",
-    source="",
     open=no_message,
     init=init,
     site_step=site_step,

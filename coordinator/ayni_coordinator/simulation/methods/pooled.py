@@ -1,7 +1,7 @@
 """All images in one place, as no hospital network may have them: the upper bound.
 
-One small network (for the clinics) and one large one (for the hospitals) learn from the training images of all sites.
-What goes up is what the images would cost. A site's seconds are those of its network's whole training.
+One small network (for the clinics) and one large one (for the hospitals) learn at the centre from all sites' training
+images, for as many steps as a site's own would; no site works, and what goes up are the images.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from ayni.learning.learners import Alone
 from ayni.learning.site_data import OwnImages
 from ayni.task import Role
 from ayni_coordinator.simulation.method import (
+    Broadcast,
     Candidate,
     Message,
     Method,
     Setup,
     SimulatedSite,
-    no_message,
     nothing_to_average,
 )
+
+
+def open(setup: Setup) -> tuple[None, Broadcast]:
+    for role in dict.fromkeys(site.role for site in setup.sites):
+        setup.memory[role] = _trained(setup, role)
+    return None, Broadcast()
 
 
 def init(setup: Setup, site: SimulatedSite) -> SimulatedSite:
@@ -33,13 +39,9 @@ def init(setup: Setup, site: SimulatedSite) -> SimulatedSite:
 
 
 def site_step(setup: Setup, state: SimulatedSite, received: Message, round_number: int) -> Message:
-    """In round 1 the images go up, and the centre trains once for each part."""
     if round_number > 1:
         return {}
-    if state.role not in setup.memory:
-        setup.memory[state.role] = _trained(setup, state.role)
-    own = state.own
-    pixels = torch.cat([own.train_NCHW, own.holdout_MCHW]).numpy()
+    pixels = torch.cat([state.own.train_NCHW, state.own.holdout_MCHW]).numpy()
     return {"images": zlib.compress(pixels.tobytes(), 9)}
 
 
@@ -67,9 +69,7 @@ def candidates(setup: Setup, state: SimulatedSite, received: Message) -> Sequenc
 
 
 METHOD = Method(
-    title="all images in one place (upper bound)",
-    source="",
-    open=no_message,
+    open=open,
     init=init,
     site_step=site_step,
     aggregate=nothing_to_average,
