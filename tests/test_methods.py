@@ -175,7 +175,7 @@ def test_every_method_takes_the_same_number_of_steps_with_the_network_that_diagn
     def counting(optimiser: torch.optim.Adam, *args: object) -> object:
         for weight in optimiser.param_groups[0]["params"]:
             steps[weight.data_ptr()] = steps.get(weight.data_ptr(), 0) + 1
-        return adam_step(optimiser, *args)  # type: ignore[arg-type, func-returns-value]
+        return adam_step(optimiser, *args)
 
     monkeypatch.setattr(torch.optim.Adam, "step", counting)
     outcomes = run(name, setup)

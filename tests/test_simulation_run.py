@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from ayni.errors import UserError
 from ayni.learning.batches import Normaliser
-from ayni_coordinator.simulation.collection import Dealt
 from ayni_coordinator.simulation.experiment import read_experiment
 from ayni_coordinator.simulation.jobs import Job, jobs_of
 from ayni_coordinator.simulation.method import Candidate
 from ayni_coordinator.simulation.results import Row
-from ayni_coordinator.simulation.run import figures_on_test, run_job
-from small_setups import small_task
+from ayni_coordinator.simulation.run import Outcome, method_named, rows_of, run_job, set_up
 
 TASK = """
 name = "discs"
@@ -113,19 +111,15 @@ class EverythingInside(nn.Module):
         return torch.ones(len(x_BCHW), 1, *x_BCHW.shape[2:])
 
 
-def test_every_site_is_measured_on_its_own_test_images() -> None:
+def test_every_site_is_measured_on_its_own_test_images(tmp_path: Path) -> None:
     # public code evaluates every site on the last site's data
-    def dealt(num_columns: int) -> Dealt:
-        masks_NSHW = np.zeros((3, 1, 16, 16), np.uint8)
-        masks_NSHW[..., :num_columns] = 1
-        pixels_NHWK = np.zeros((3, 16, 16, 1), np.uint8)
-        return Dealt("site", "clinic", pixels_NHWK[:1], masks_NSHW[:1], pixels_NHWK, masks_NSHW)
-
-    everything = Candidate(EverythingInside(), Normaliser((0.0,), (1.0,)))
-    task = small_task("segmentation")
-    half, quarter = (figures_on_test(everything, dealt(columns), task)["dice"] for columns in (8, 4))
-    assert half == pytest.approx(2 * 0.5 / 1.5)
-    assert quarter == pytest.approx(2 * 0.25 / 1.25)
+    job = jobs(tmp_path)["local"]
+    setup, dealt = set_up(job, method_named("local"))
+    everything = [Candidate(EverythingInside(), Normaliser((0.0,), (1.0,)))]
+    rows = rows_of(job, setup, dealt, {site.name: Outcome(candidates=everything) for site in setup.sites})
+    centre, village = (row.metrics["dice"] for row in rows)  # squares of 8 x 8, and of 4 x 4, in 16 x 16
+    assert centre == pytest.approx(2 * 64 / (256 + 64), abs=1e-6)
+    assert village == pytest.approx(2 * 16 / (256 + 16), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from ayni.data.masks import load_segmented
 from ayni.data.read import load_images
 from ayni.learning.networks import weights_of
 from ayni.learning.site_data import own_images, public_images
+from ayni.site.site import Site
 from ayni.task import NetworkSettings, UNetSettings
 from ayni.tensors import safe
 from ayni.tensors.image_set import decode_image_set
+from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
 from ayni_coordinator.database import transaction
-from ayni_coordinator.home import CoordinatorHome, find_artefact
+from ayni_coordinator.home import CoordinatorHome, add_artefact, find_artefact, publish
 from ayni_coordinator.simulation.averaging import GlobalModel, digest
 from ayni_coordinator.simulation.method import Broadcast, Message, Method, Public, Setup, SimulatedSite
 from ayni_coordinator.simulation.methods import fedhelp
-from ayni_coordinator.simulation.run import chosen_by_holdout, run_rounds
+from ayni_coordinator.simulation.run import Outcome, chosen_by_holdout, run_rounds
 from small_federation import NUM_IMAGES, SITES, Federation, write_xrays
 
 pytestmark = pytest.mark.slow
@@ -53,6 +56,7 @@ def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
     changes: dict[str, Any], write_data: Callable[[Path, int], None], tmp_path: Path
 ) -> None:
     with Federation(tmp_path, rounds=ROUNDS, write_data=write_data, fedhelp=CONSENSUS, **changes) as federation:
+        publish_guidance(federation)
         federation.serve()
         for site in SITES:
             federation.join(site)
@@ -66,17 +70,46 @@ def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
         for one in setup.sites:
             chosen = chosen_by_holdout(outcomes[one.name].candidates, one, setup)
             assert safe.encode(weights_of(chosen.network)) == federation.model(one.name)
+            check_bytes(federation, one.name, outcomes[one.name])
+
+
+def publish_guidance(federation: Federation) -> None:
+    """What a foundation model of three classes (or of one kind of map) might have said of the public images."""
+    home = CoordinatorHome.open(federation.centre)
+    dense = home.task.kind == "segmentation"
+    with transaction(home.engine) as session:
+        row = find_artefact(session, "public-set")
+        assert row is not None
+        num_images = len(decode_image_set(home.store.read(row.sha256)).pixels_NHWC)
+        info = TargetsInfo(
+            source="foundation", image_set=row.sha256, model_name="teacher", model_version="1", licence="CC0", bits=8,
+            classes=("thing",) if dense else ("x", "y", "z"), height=14 * dense, width=14 * dense,
+        )  # fmt: skip
+        logits = np.random.default_rng(7).normal(size=(num_images, *info.shape)).astype(np.float32)
+        add_artefact(home, session, "targets", "guidance", 0, encode_targets(Targets(info, logits)))
+        publish(home, session, time.time())
+    home.engine.dispose()
+
+
+def check_bytes(federation: Federation, name: str, outcome: Outcome) -> None:
+    """What a site's own meter counted, but for questions and the manifest: the artefacts and a little around them."""
+    traffic = Site(federation.folder / name).status().traffic
+    up = sum(traffic.get(kind, (0, 0))[0] for kind in ("update", "soft-labels"))
+    down = sum(traffic.get(kind, (0, 0))[1] for kind in ("model", "public-set", "targets"))
+    assert outcome.bytes_up <= up <= 1.02 * outcome.bytes_up + 2000, traffic
+    assert outcome.bytes_down <= down <= 1.02 * outcome.bytes_down + 4000, traffic
 
 
 def same_in_memory(federation: Federation) -> Setup:
     home = CoordinatorHome.open(federation.centre)
     with transaction(home.engine) as session:
-        row = find_artefact(session, "public-set")
+        row, targets = find_artefact(session, "public-set"), find_artefact(session, "targets", "guidance")
     assert row is not None
-    artefact, task = bytes(home.store.read(row.sha256)), home.task
+    assert targets is not None
+    artefact, told, task = bytes(home.store.read(row.sha256)), bytes(home.store.read(targets.sha256)), home.task
     home.engine.dispose()
-    pixels_PHWC = decode_image_set(artefact).pixels_NHWC
-    public = Public(artefact, public_images(pixels_PHWC, row.sha256, task, None, None), None, b"")
+    pixels_PHWC, guidance = decode_image_set(artefact).pixels_NHWC, decode_targets(told)
+    public = Public(artefact, public_images(pixels_PHWC, row.sha256, task, guidance, None), guidance, told)
     sites = []
     for name, role in SITES.items():
         path = federation.folder / f"{name}.npz"

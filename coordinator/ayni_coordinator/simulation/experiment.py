@@ -84,7 +84,7 @@ def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experim
     try:
         file = msgspec.convert(tomllib.loads(path.read_text()), ExperimentFile)
     except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is no experiment file: {error}.") from None
+        raise UserError(f"{path} is no experiment file: {error}. examples/evidence/evidence.toml shows one.") from None
     known = known_methods() if methods is None else methods
     settings_for = [name for entry in file.tasks for name in entry.settings]
     for name in [*file.methods, *settings_for]:

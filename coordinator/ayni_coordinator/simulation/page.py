@@ -19,7 +19,7 @@ from ayni_coordinator.simulation.statistics import NUM_RESAMPLES
 
 HOW_TO_READ = f"""\
 - **Sites.** Small sites are clinics with few images, large ones are hospitals; each counts once, whatever its size. A
-  score is the mean over sites and seeds, on test images that chose nothing.
+  score is the mean over sites and seeds, on test images by which no network was chosen.
 - **Intervals** are of 95 % by a bootstrap of {NUM_RESAMPLES:,} resamples over seeds and sites. A resample draws seeds
   and, apart from them, sites, with replacement, and takes the mean where they cross: a site has the same size at every
   seed, and a seed's run gives one global model to all its sites, so neither single results nor the sites within a seed

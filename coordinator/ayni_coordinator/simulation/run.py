@@ -39,6 +39,12 @@ def run_job(job: Job, tell: Tell) -> list[Row]:
     torch.set_num_threads(job.num_threads)
     torch.use_deterministic_algorithms(True)
     method = method_named(job.method)
+    setup, dealt = set_up(job, method)
+    return rows_of(job, setup, dealt, run_rounds(method, setup, tell))
+
+
+def set_up(job: Job, method: Method) -> tuple[Setup, list[Dealt]]:
+    """What the method is given, and the same sites with their test images, which it is not."""
     task = method.change_task(msgspec.structs.replace(job.task, seed=job.seed))
     public_plan, site_plans = read_plans(job.entry)
     collection = load_collection(Path(job.data_folder), job.entry.data, task, job.entry.crop)
@@ -48,9 +54,7 @@ def run_job(job: Job, tell: Tell) -> list[Row]:
     sites = tuple(
         SimulatedSite(one.name, one.role, own_images(one.pixels_NHWK, one.truth, task, one.name)) for one in dealt
     )
-    setup = Setup(task, sites, public, _settings(method, job))
-    outcomes = run_rounds(method, setup, tell)
-    return [_row(job, setup, one, outcomes[one.name]) for one in dealt]
+    return Setup(task, sites, public, _settings(method, job)), dealt
 
 
 def _settings(method: Method, job: Job) -> Mapping[str, Setting]:
@@ -123,6 +127,11 @@ def chosen_by_holdout(candidates: Sequence[Candidate], site: SimulatedSite, setu
     logits = [answers(one.network.eval(), site.own.holdout_MCHW, one.normalise) for one in candidates]
     figures = [setup.objective.score(some, truth).main for some in logits]
     return candidates[best_of(figures, setup.objective.chance(logits[0], truth))]
+
+
+def rows_of(job: Job, setup: Setup, dealt: Sequence[Dealt], outcomes: Mapping[str, Outcome]) -> list[Row]:
+    """One per site, in the order of the experiment."""
+    return [_row(job, setup, one, outcomes[one.name]) for one in dealt]
 
 
 def _row(job: Job, setup: Setup, dealt: Dealt, outcome: Outcome) -> Row:
