@@ -14,7 +14,7 @@ from ayni.tensors import safe
 from ayni_coordinator.simulation.averaging import GlobalModel, norm_names
 from ayni_coordinator.simulation.experiment import known_methods
 from ayni_coordinator.simulation.method import Setup
-from ayni_coordinator.simulation.methods import fedavg, fedkd, fedtgp
+from ayni_coordinator.simulation.methods import fedavg, fedkd, fedtgp, fml
 from ayni_coordinator.simulation.prototypes import Prototypes, mean_prototypes, pull, site_prototypes
 from ayni_coordinator.simulation.run import Outcome, chosen_by_holdout, method_named, run_rounds
 from ayni_coordinator.simulation.training import small_network
@@ -154,6 +154,51 @@ def test_low_rank_changes_keep_the_asked_share_of_their_energy() -> None:
     assert np.array_equal(seen["b"], change["b"])
     exact = fedkd.decode_low_rank(fedkd.encode_low_rank(change, 1.0), shapes)
     assert np.allclose(exact["w"], change["w"], atol=1e-6)
+
+
+def test_fml_teaches_both_ways_by_hand() -> None:
+    setup = small_setup(small_task("classification"))
+    own, meme = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, np.log(3.0)]], requires_grad=True)
+    loss = fml.mutual_loss(own, meme, torch.tensor([1]), 0.25, setup)
+    log = np.log
+    labels = log(2) + log(4 / 3)  # the right class has 1/2 and 3/4
+    forth = 0.25 * log(0.5) + 0.75 * log(1.5)  # KL of (1/4, 3/4) from (1/2, 1/2)
+    back = 0.5 * log(2) + 0.5 * log(2 / 3)
+    assert loss.item() == pytest.approx(0.75 * labels + 0.25 * (forth + back), abs=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert own.grad is not None
+    assert own.grad[0, 1].item() == pytest.approx(0.75 * (0.5 - 1) + 0.25 * (0.5 - 0.75), abs=1e-5)  # no more crosses
+
+
+def test_fedkd_divides_the_distillation_by_the_doubt() -> None:
+    setup = small_setup(small_task("classification"))
+    mentor = torch.tensor([[0.0, 0.0]], requires_grad=True)
+    mentee = torch.tensor([[0.0, np.log(3.0)]])
+    loss = fedkd.adaptive_loss(mentor, mentee, torch.tensor([1]), setup)
+    log = np.log
+    own = log(2) + log(4 / 3)
+    mutual = 0.25 * log(0.5) + 0.75 * log(1.5) + 0.5 * log(2) + 0.5 * log(2 / 3)
+    assert loss.item() == pytest.approx(own + mutual / own, abs=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert mentor.grad is not None
+    assert mentor.grad[0, 1].item() == pytest.approx((0.5 - 1) + (0.5 - 0.75) / own, abs=1e-5)  # the doubt is a number
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("fedmd", {}), ("ayni_mean", {"teaching": 0.0}), ("fedproto", {"pull": 0.0})]
+)
+def test_from_round_two_on_a_clinic_learns_from_what_came_down(name: str, changes: dict[str, float]) -> None:
+    """Each method's own term changes what a clinic ends with; without it (or with other answers) it ends elsewhere."""
+    method = method_named(name)
+    setup = small_setup(small_task("classification"), method)
+    with_it = run(name, setup)["a-clinic"].candidates[-1].network
+    if changes:
+        other = Setup(setup.task, setup.sites, setup.public, {**setup.settings, **changes})
+        without = run(name, other)["a-clinic"].candidates[-1].network
+    else:
+        alone = Setup(setup.task, setup.sites[:1], setup.public, setup.settings)  # a mean of its own answers only
+        without = run(name, alone)["a-clinic"].candidates[-1].network
+    assert safe.digest(weights_of(with_it)) != safe.digest(weights_of(without))
 
 
 def test_methods_without_weights_move_answers_or_prototypes_only() -> None:

@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ayni.learning.networks import load_weights, weights_of
+from ayni.learning.site_data import public_images
 from ayni.learning.training import encode_update
 from ayni.task import Task
 from ayni.tensors import safe
 from ayni.tensors.safe import Array, Bytes, Floats
+from ayni.tensors.targets import decode_targets
 from ayni.tensors.update import assemble, decode_update, encode_whole
 from ayni_coordinator.aggregation import RoundInputs, SiteInput, aggregate
-from ayni_coordinator.simulation.method import Broadcast, Message
+from ayni_coordinator.simulation.method import Broadcast, Message, Setup
 
 Keep = Callable[[str], bool]  # of a tensor's name: whether it travels
 
@@ -115,6 +117,15 @@ class SiteModel:
         trained = {name: tensor for name, tensor in weights_of(network).items() if self.keep(name)}
         data, self.owed = encode_update(trained, self.weights, self.owed, task.traffic)
         return data
+
+
+def consensus_in(received: Message, setup: Setup) -> Tensor | None:
+    """What the others answered to the public images, if it came: logits [P, C], or maps [P, S, H, W]."""
+    if "consensus" not in received:
+        return None
+    public, targets = setup.public.images, decode_targets(received["consensus"])
+    pixels_PHWC = public.pixels_PCHW.permute(0, 2, 3, 1).numpy()
+    return public_images(pixels_PHWC, public.sha256, setup.task, None, targets).consensus
 
 
 def norm_names(network: nn.Module) -> set[str]:

@@ -14,11 +14,11 @@ import msgspec
 
 from ayni.learning.learners import Clinic, Hospital
 from ayni.learning.networks import initial_weights
-from ayni.learning.site_data import PublicImages, public_images
+from ayni.learning.site_data import PublicImages
 from ayni.learning.training import answer_public_set
 from ayni.task import Task
-from ayni.tensors.targets import decode_targets, encode_targets
-from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
+from ayni.tensors.targets import encode_targets
+from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, consensus_in, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
 
 Which = Literal["in-domain", "out-of-domain"]
@@ -64,10 +64,9 @@ def site_step(setup: Setup, state: State, received: Message, round_number: int) 
 
 
 def take_up_consensus(setup: Setup, learner: Clinic, received: Message) -> None:
-    if "consensus" in received and learner.consensus_weight > 0:
-        public, targets = setup.public.images, decode_targets(received["consensus"])
-        pixels_PHWC = public.pixels_PCHW.permute(0, 2, 3, 1).numpy()
-        learner.consensus = public_images(pixels_PHWC, public.sha256, setup.task, None, targets).consensus
+    newest = consensus_in(received, setup)
+    if newest is not None and learner.consensus_weight > 0:
+        learner.consensus = newest
 
 
 def train(setup: Setup, learner: Clinic | Hospital, round_number: int) -> None:

@@ -88,21 +88,23 @@ def _shapes(weights: Mapping[str, Floats]) -> dict[str, tuple[int, ...]]:
 
 def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
     _receive(state, received)
-    objective, temperature = setup.objective, setup.task.fedhelp.temperature
 
     def loss(batch: Batch, truth: Tensor) -> Tensor:
-        mentor, mentee = state.mentor(batch.x_BCHW), state.mentee(batch.x_BCHW)
-        mentor_own, mentee_own = objective.supervised(mentor, truth), objective.supervised(mentee, truth)
-        doubt = (mentor_own + mentee_own).detach() + 1e-8
-        mutual = objective.distil(mentor, mentee, temperature=temperature) + objective.distil(
-            mentee, mentor, temperature=temperature
-        )
-        return mentor_own + mentee_own + mutual / doubt
+        return adaptive_loss(state.mentor(batch.x_BCHW), state.mentee(batch.x_BCHW), truth, setup)
 
     state.trainer.own(setup.steps_per_round(state.site.role), loss)
     trained = weights_of(state.mentee)
     change = {name: trained[name] - tensor for name, tensor in state.model.weights.items()}
     return {"change": encode_low_rank(change, energy_at(setup, round_number))}
+
+
+def adaptive_loss(mentor: Tensor, mentee: Tensor, truth: Tensor, setup: Setup) -> Tensor:
+    """Of two networks' logits: their own losses, and the mutual distillation divided by the sum of these."""
+    objective, temperature = setup.objective, setup.task.fedhelp.temperature
+    own = objective.supervised(mentor, truth) + objective.supervised(mentee, truth)
+    forth = objective.distil(mentor, mentee, temperature=temperature)
+    back = objective.distil(mentee, mentor, temperature=temperature)
+    return own + (forth + back) / (own.detach() + 1e-8)
 
 
 def aggregate(

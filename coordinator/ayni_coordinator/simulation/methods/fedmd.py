@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ayni.learning.batches import Batch
 from ayni.learning.networks import Network
-from ayni.learning.site_data import public_images
 from ayni.learning.training import answer_public_set
 from ayni.tensors.targets import decode_targets, encode_targets
 from ayni_coordinator.aggregation import consensus_of
+from ayni_coordinator.simulation.averaging import consensus_in
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
 from ayni_coordinator.simulation.training import Trainer, own_network
 
@@ -38,18 +38,9 @@ def init(setup: Setup, site: SimulatedSite) -> State:
     return State(site, network, Trainer(setup, site, [network]))
 
 
-def consensus(setup: Setup, received: Message) -> Tensor | None:
-    """The sites' mean answer to the public images: logits [P, C], or maps."""
-    if "consensus" not in received:
-        return None
-    public, targets = setup.public.images, decode_targets(received["consensus"])
-    pixels_PHWC = public.pixels_PCHW.permute(0, 2, 3, 1).numpy()
-    return public_images(pixels_PHWC, public.sha256, setup.task, None, targets).consensus
-
-
 def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
     """Digest what the others know, then revisit the own images; half of the steps each."""
-    taught, num_steps = consensus(setup, received), setup.steps_per_round(state.site.role)
+    taught, num_steps = consensus_in(received, setup), setup.steps_per_round(state.site.role)
     num_public = 0 if taught is None else num_steps // 2
 
     def own_loss(batch: Batch, truth: Tensor) -> Tensor:

@@ -6,16 +6,16 @@ trains both networks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ayni.learning.batches import Batch
 from ayni.learning.networks import Network, initial_weights
-from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, first_model
+from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
-from ayni_coordinator.simulation.methods.fedavg import by_samples
+from ayni_coordinator.simulation.methods.fedavg import aggregate, by_samples
 from ayni_coordinator.simulation.training import Trainer, own_network, small_network
 
 
@@ -40,27 +40,22 @@ def init(setup: Setup, site: SimulatedSite) -> State:
 
 def site_step(setup: Setup, state: State, received: Message, round_number: int) -> Message:
     state.model.receive(received, state.meme)
-    weight, objective = setup.number("distillation"), setup.objective
-    temperature = setup.task.fedhelp.temperature
 
     def loss(batch: Batch, truth: Tensor) -> Tensor:
-        own, meme = state.own(batch.x_BCHW), state.meme(batch.x_BCHW)
-        labels = objective.supervised(own, truth) + objective.supervised(meme, truth)
-        mutual = objective.distil(own, meme, temperature=temperature) + objective.distil(
-            meme, own, temperature=temperature
-        )
-        return (1 - weight) * labels + weight * mutual
+        weight = setup.number("distillation")
+        return mutual_loss(state.own(batch.x_BCHW), state.meme(batch.x_BCHW), truth, weight, setup)
 
     state.trainer.own(setup.steps_per_round(state.site.role), loss)
     return {"model": state.model.update(state.meme, setup.task)}
 
 
-def aggregate(
-    setup: Setup, state: GlobalModel, messages: Mapping[str, Message], round_number: int
-) -> tuple[GlobalModel, Broadcast]:
-    updates = {name: message["model"] for name, message in messages.items()}
-    num_examples = {site.name: site.num_examples for site in setup.sites}
-    return average_models(setup.task, state, updates, {}, num_examples, "", round_number)
+def mutual_loss(own: Tensor, meme: Tensor, truth: Tensor, weight: float, setup: Setup) -> Tensor:
+    """Of two networks' logits; each learns the labels and, by `weight`, the other's answer as it stands."""
+    objective, temperature = setup.objective, setup.task.fedhelp.temperature
+    labels = objective.supervised(own, truth) + objective.supervised(meme, truth)
+    forth = objective.distil(own, meme, temperature=temperature)
+    back = objective.distil(meme, own, temperature=temperature)
+    return (1 - weight) * labels + weight * (forth + back)
 
 
 def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
