@@ -152,6 +152,7 @@ def stand_in(folder: Path, run: str, engine: str = "processes", json: bool = Fal
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
     cli.app.command("stand-in")(stand_in)
     sys.argv[1:1] = ["stand-in"]
     cli.main()
