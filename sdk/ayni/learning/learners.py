@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ayni.errors import UserError
 from ayni.learning.batches import Batches, Normaliser, seed_of
 from ayni.learning.fedhelp import clinic_public_loss, hospital_losses
-from ayni.learning.networks import Network, initial_weights, load_weights, seeded_network
+from ayni.learning.networks import initial_weights, load_weights, seeded_network
 from ayni.learning.objective import objective_of
 from ayni.learning.parts import Parts
 from ayni.learning.site_data import OwnImages, PublicImages
