@@ -6,13 +6,15 @@
            LICENSE
            signature.json          SHA-256 of every other file, signed by the site; the coordinator's word on its key
 
-Further models (8 bits, say) will be further entries of `BundleInfo.models`.
+Further models (8 bits, say) will be further entries of `BundleInfo.models`. A routed bundle holds several experts, and
+an adapted one says beside the signed files how these are mixed: see `routed/record.py` and docs/routed.md.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +25,16 @@ from msgspec import Meta
 from ayni.errors import UserError
 from ayni.task import ImageSettings, Kind, Role
 from ayni.trained_model import Scores
+from ayni_export.routed.record import (
+    ADAPTATION_FILE,
+    ADDED_FILES,
+    EXPLAINED_FILE,
+    FOLDED_FILE,
+    Adaptation,
+    RoutedInfo,
+    is_routing,
+)
+from ayni_export.routed.words import explained
 from ayni_export.signature import BundleError, Signature, Signer, check_site, compared_with, verified_signer
 
 METADATA_FILE = "configs/metadata.json"
@@ -33,6 +45,7 @@ SIGNATURE_FILE = "signature.json"
 MAX_SMALL_BYTES = 4 << 20
 MAX_MODEL_BYTES = 2 << 30
 MAX_FILES = 64
+MODEL_SUFFIXES = (".onnx", ".safetensors")
 
 PositiveFinite = Annotated[float, Meta(gt=0, le=1e6)]
 
@@ -70,8 +83,8 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pixel_std: tuple[PositiveFinite, ...]
     temperature: PositiveFinite
     site: str
-    role: Role
-    kind: str  # "federated" or "alone"
+    role: Role | Literal["coordinator"]  # the coordinator makes routed bundles
+    kind: str  # "federated", "alone", ... or "routed"
     rounds: int
     steps: int
     chosen: str
@@ -81,6 +94,7 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     validation: Scores
     weights_sha256: str
     models: Annotated[tuple[ModelFile, ...], Meta(min_length=1)]
+    routed: RoutedInfo | None = None
 
 
 class _Metadata(msgspec.Struct):
@@ -91,11 +105,22 @@ class _Metadata(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose every byte was verified."""
+    """A bundle whose every byte was verified. `files`: those that were signed, by name.
+
+    `adaptation`: of an adapted bundle. It and `folded` (the mixed weights) are not signed: `routed.experts.weights_of`
+    mixes the signed experts again, and refuses what is not the same.
+    """
 
     info: BundleInfo
-    model: bytes
+    files: Mapping[str, bytes]
     signer: Signer
+    signature_sha256: str
+    adaptation: Adaptation | None = None
+    folded: bytes = b""
+
+    @property
+    def model(self) -> bytes:
+        return self.files[self.info.models[0].path]
 
 
 def read_bundle(folder: Path, *, signer: str | None = None) -> Bundle:
@@ -107,6 +132,7 @@ def read_bundle(folder: Path, *, signer: str | None = None) -> Bundle:
         raise UserError(f"{folder} is not a bundle: there is no {SIGNATURE_FILE} in it. Make one with `ayni export`.")
     signature = _read_signature(folder)
     files = _read_files(folder)
+    added = {name: files.pop(name) for name in ADDED_FILES if name in files and name not in signature.files}
     _check_files(folder, files, signature.files)
     signed_by = verified_signer(signature, folder)
     if signer is not None:
@@ -114,7 +140,9 @@ def read_bundle(folder: Path, *, signer: str | None = None) -> Bundle:
     info = _read_info(folder, files)
     if signed_by.certificate is not None:
         check_site(signed_by.certificate, info.site, info.task)
-    return Bundle(info, files[info.models[0].path], signed_by)
+    signature_sha256 = hashlib.sha256(_read_file(folder / SIGNATURE_FILE, MAX_SMALL_BYTES)).hexdigest()
+    adaptation = _read_adaptation(folder, added, info, signature_sha256) if added else None
+    return Bundle(info, files, signed_by, signature_sha256, adaptation, added.get(FOLDED_FILE, b""))
 
 
 def check_replaceable(folder: Path) -> None:
@@ -124,6 +152,7 @@ def check_replaceable(folder: Path) -> None:
     if folder.is_symlink() or not (folder / SIGNATURE_FILE).is_file() or not (folder / METADATA_FILE).is_file():
         raise UserError(f"{folder} exists and is not a bundle: it was left as it is. Choose another name.")
     known = {*_read_signature(folder).files, SIGNATURE_FILE}
+    known |= set(ADDED_FILES) if (folder / ADAPTATION_FILE).is_file() else set()
     for path in sorted(folder.rglob("*")):
         is_folder = path.is_dir() and not path.is_symlink()
         if not is_folder and path.relative_to(folder).as_posix() not in known:
@@ -149,7 +178,7 @@ def _read_files(folder: Path) -> dict[str, bytes]:
         if path.is_symlink() or not path.is_file() or len(files) >= MAX_FILES:
             raise BundleError(f"{path} does not belong into a bundle. Copy the bundle again, and nothing else with it.")
         if name != SIGNATURE_FILE:
-            files[name] = _read_file(path, MAX_MODEL_BYTES if path.suffix == ".onnx" else MAX_SMALL_BYTES)
+            files[name] = _read_file(path, MAX_MODEL_BYTES if path.suffix in MODEL_SUFFIXES else MAX_SMALL_BYTES)
     return files
 
 
@@ -186,3 +215,21 @@ def _read_info(folder: Path, files: dict[str, bytes]) -> BundleInfo:
     if too_few or not fits or info.models[0].path not in files:
         raise BundleError(f"{folder / METADATA_FILE} contradicts itself. Export the bundle again.")
     return info
+
+
+def _read_adaptation(folder: Path, added: dict[str, bytes], info: BundleInfo, signature_sha256: str) -> Adaptation:
+    """What `ayni adapt` put beside the signed files. The mixed weights are checked by whoever uses them."""
+    again = "Adapt the routed bundle again (`ayni adapt`)."
+    if info.routed is None:
+        raise BundleError(f"the bundle {folder} holds {min(added)}, which was not signed. Remove it or copy it again.")
+    if missing := sorted(set(ADDED_FILES) - set(added)):
+        raise BundleError(f"the bundle {folder} is not whole: {missing[0]} is missing. {again}")
+    try:
+        adaptation = msgspec.json.decode(added[ADAPTATION_FILE], type=Adaptation)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{folder / ADAPTATION_FILE} is damaged ({error}). {again}") from None
+    if adaptation.bundle_sha256 != signature_sha256 or not is_routing(adaptation.routing, info.routed):
+        raise BundleError(f"{folder / ADAPTATION_FILE} does not belong to this bundle. {again}")
+    if added[EXPLAINED_FILE] != explained(info.routed, adaptation).encode():
+        raise BundleError(f"the bundle {folder} was changed: {EXPLAINED_FILE} does not say what was adapted. {again}")
+    return adaptation

@@ -1,0 +1,129 @@
+"""A routing for one worklist: from the images alone, without labels, and never worse than the guard can tell.
+
+The strategy is one plain function. E = experts (0 is the global model), L = layers, F = channels of the statistics,
+h x w = pixels as the model sees them, K = channels. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from ayni.tensors.safe import Floats
+from ayni_export.routed.guard import Limits, Reply, answers_of, brief, refusals
+from ayni_export.routed.record import Answers, Chosen, Refinement, Tried
+from ayni_export.routed.refine import Gradient, Pixels, refined
+from ayni_export.routed.start import distance, start_weights
+
+Ask = Callable[[Pixels], Floats]  # an image [h, w, K] -> probabilities [C] or [S, h, w]
+
+
+@dataclass(frozen=True, slots=True)
+class Worklist:
+    """The images of one call in brief: all of them in `statistics_2F`, and those in `seen` as the model sees them.
+
+    `replies`: the global model's, to each image in `seen`.
+    """
+
+    statistics_2F: Floats
+    seen: Sequence[Pixels]
+    replies: Sequence[Reply]
+    num_images: int
+    num_unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    name: Literal["refined", "start"]
+    routing_LE: Floats
+    refinement: Refinement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the answers are about: `names` of structures (`dense`) or classes."""
+
+    names: Sequence[str]
+    dense: bool
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The routing, where it comes from, and all that was weighed up. `usual`: what the global model answers."""
+
+    routing_LE: Floats
+    chosen: Chosen
+    distances: tuple[float | None, ...]
+    usual: Answers | None = None
+    tried: tuple[Tried, ...] = ()
+    refinement: Refinement | None = None
+
+
+def candidates(
+    worklist: Worklist, statistics: Sequence[Floats | None], num_layers: int, gradient: Gradient | None
+) -> list[Candidate]:
+    """The strategy: what to try for this worklist, the best guess first. The guard takes the first that it passes.
+
+    `statistics`: [2, F] of each expert's training images, None where a site gave none. `gradient`: for a refinement,
+    if one was asked for.
+    """
+    start_E = start_weights(worklist.statistics_2F, statistics)
+    start = Candidate("start", shared(start_E, num_layers))
+    if gradient is None:
+        return [start]
+    refined_E, refinement = refined(worklist.seen, start_E, gradient, num_layers)
+    return [Candidate("refined", shared(refined_E, num_layers), refinement), start]
+
+
+def shared(weights_E: Floats, num_layers: int) -> Floats:
+    """[L, E]: the same row in every layer."""
+    return np.repeat(weights_E[np.newaxis].astype(np.float32), num_layers, axis=0)
+
+
+def only_global(num_layers: int, num_experts: int) -> Floats:
+    """[L, E]: expert 0 in every layer."""
+    return shared(np.eye(1, num_experts, dtype=np.float32)[0], num_layers)
+
+
+def choose(
+    worklist: Worklist,
+    statistics: Sequence[Floats | None],
+    num_layers: int,
+    ask_with: Callable[[Floats], Ask],
+    setting: Setting,
+    gradient: Gradient | None = None,
+) -> Choice:
+    """Weigh up the strategy's candidates; the first that the guard passes, or else the global model.
+
+    `ask_with(routing_LE)` is a mixture, ready to be asked; one is in memory at a time.
+    """
+    distances = tuple(
+        None if there_2F is None else distance(worklist.statistics_2F, there_2F) for there_2F in statistics
+    )
+    alone_LE = only_global(num_layers, len(statistics))
+    if not worklist.seen or len(statistics) == 1:
+        return Choice(alone_LE, "global", distances)
+    usual, answered = answers_of(worklist.replies, worklist.replies), []
+    for each in candidates(worklist, statistics, num_layers, gradient):
+        ask = ask_with(each.routing_LE)
+        answered.append((each, answers_of([brief(ask(image_hwK)) for image_hwK in worklist.seen], worklist.replies)))
+        del ask
+    tried, chosen = [], None
+    for number, (each, answers) in enumerate(answered):
+        refused = refusals(answers, usual, setting.names, dense=setting.dense, limits=setting.limits)
+        if each.refinement is not None and answers.entropy > min(later.entropy for _, later in answered[number:]):
+            refused = (*refused, "the gradient steps made its answers less sure than those that it started from")
+        tried.append(Tried(name=each.name, weights=_mean(each), answers=answers, refused=refused))
+        chosen = chosen or (None if refused else each)
+    refinement = next((each.refinement for each, _ in answered if each.refinement is not None), None)
+    if chosen is None:
+        return Choice(alone_LE, "global", distances, usual, tuple(tried), refinement)
+    return Choice(chosen.routing_LE, chosen.name, distances, usual, tuple(tried), refinement)
+
+
+def _mean(candidate: Candidate) -> tuple[float, ...]:
+    return tuple(float(share) for share in candidate.routing_LE.mean(axis=0, dtype=np.float64))

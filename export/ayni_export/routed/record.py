@@ -1,0 +1,137 @@
+"""What a routed bundle says of its experts, and what was chosen between them: frozen, closed, without numpy.
+
+E = experts (0 is the global model), L = layers, S = structures.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ayni.task import Name
+
+MAX_EXPERTS, MAX_LAYERS = 256, 2000
+EXPERTS_FILE, STATISTICS_FILE = "models/experts.safetensors", "models/statistics.safetensors"
+PLAIN_FILE, ROUTED_FILE, GRADIENT_FILE = "models/plain.onnx", "models/routed.onnx", "models/gradient.onnx"
+ADAPTATION_FILE, EXPLAINED_FILE, FOLDED_FILE = "adaptation.json", "docs/adaptation.md", "models/weights.safetensors"
+ADDED_FILES = (ADAPTATION_FILE, EXPLAINED_FILE, FOLDED_FILE)  # what `ayni adapt` puts beside the signed files
+SUM_TOLERANCE = 1e-5  # of a row of 32-bit weights
+
+Form = Literal["fp16", "fp32"]
+Chosen = Literal["refined", "start", "global"]
+Weight = Annotated[float, Meta(ge=0, le=1)]
+Figure = Annotated[float, Meta(ge=0, le=1e9)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Num = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Closed: what this version does not know is refused."""
+
+
+class ExpertNote(_Record, frozen=True, kw_only=True):
+    """One expert. `num_cases`: training images behind its statistics; 0 if the site gave none."""
+
+    site: Name
+    num_train: Num
+    rounds: Num
+    num_cases: Num
+    weights_sha256: Digest  # as it was shared, before it was rounded to the bundle's form
+
+
+class Latency(_Record, frozen=True, kw_only=True):
+    """Milliseconds per image on one thread of the machine that exported: medians of `num_runs`."""
+
+    plain_ms: Figure
+    routed_ms: Figure
+    gradient_ms: Figure | None
+    num_runs: Num
+
+
+class RoutedInfo(_Record, frozen=True, kw_only=True):
+    """`tensors`: the names in the order of the network's state; what stands before the last dot is a layer."""
+
+    experts: Annotated[tuple[ExpertNote, ...], Meta(min_length=1, max_length=MAX_EXPERTS)]
+    tensors: Annotated[tuple[str, ...], Meta(min_length=1, max_length=10_000)]
+    layers: Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
+    form: Form
+    reference_digest: Digest  # of the global model in which the statistics were made
+    has_gradient: bool
+    why_no_gradient: str = ""
+    latency: Latency
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the experts, as a person reads them.
+
+        >>> expert_name("global"), expert_name("north")
+        ('the global model', 'north')
+        """
+        return tuple(expert_name(expert.site) for expert in self.experts)
+
+
+def expert_name(site: str) -> str:
+    return "the global model" if site == "global" else site
+
+
+class Answers(_Record, frozen=True, kw_only=True):
+    """What one routing answers to a worklist, in figures that need no label: means over the images.
+
+    `shares`: of the pixels those inside each structure, or of the images those of each class. `entropy`: 0 (sure) to
+    1 (all alike). `agreement` with the global model: Dice of the outlines, or the share of images with the same class.
+    """
+
+    shares: tuple[Weight, ...]
+    entropy: Annotated[float, Meta(ge=0, le=1.001)]
+    agreement: Weight
+
+
+class Tried(_Record, frozen=True, kw_only=True):
+    """A routing that was weighed up, and why the guard refused it (nothing: it passed)."""
+
+    name: Literal["refined", "start"]
+    weights: tuple[Weight, ...]  # [E], the mean over the layers
+    answers: Answers
+    refused: tuple[str, ...]
+
+
+class Refinement(_Record, frozen=True, kw_only=True):
+    """Gradient steps on the losses of `terms`: means over the worklist before the first step and in the last one."""
+
+    num_steps: Num
+    loss_first: Annotated[float, Meta(ge=-1e9, le=1e9)]
+    loss_last: Annotated[float, Meta(ge=-1e9, le=1e9)]
+
+
+class Adaptation(_Record, frozen=True, kw_only=True):
+    """What was chosen for one worklist, and why. The experts mixed by `routing` are the weights, bit for bit."""
+
+    format: Literal["ayni-adaptation/1"] = "ayni-adaptation/1"
+    created: str  # ISO 8601, UTC
+    bundle_sha256: Digest  # of the routed bundle's signature.json
+    weights_sha256: Digest  # of the mixed weights (ayni.tensors.safe.digest)
+    num_images: Num
+    num_unreadable: Num
+    routing: Annotated[tuple[tuple[Weight, ...], ...], Meta(min_length=1, max_length=MAX_LAYERS)]  # [L, E]
+    distances: tuple[Figure | None, ...]  # [E] of the worklist's statistics from each expert's; None: it has none
+    chosen: Chosen
+    usual: Answers | None = None  # of the global model
+    tried: Annotated[tuple[Tried, ...], Meta(max_length=8)] = ()  # the best guess first
+    refinement: Refinement | None = None
+    device: Literal["cpu", "gpu"]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """[E]: each expert's share, the mean over the layers."""
+        return tuple(sum(column) / len(self.routing) for column in zip(*self.routing, strict=True))
+
+
+def is_routing(routing: tuple[tuple[float, ...], ...], info: RoutedInfo) -> bool:
+    """Whether it has one row per layer, each on the simplex of the experts."""
+    return len(routing) == len(info.layers) and all(
+        len(row) == len(info.experts) and min(row) >= 0 and math.isclose(sum(row), 1, abs_tol=SUM_TOLERANCE)
+        for row in routing
+    )

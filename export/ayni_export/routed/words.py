@@ -1,0 +1,97 @@
+"""What was chosen between the experts, in plain words: the report, the terminal and an adapted bundle say the same.
+
+Needs no numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ayni_export.routed.record import Adaptation, RoutedInfo
+
+FEW_IMAGES = 8  # below, what is chosen is called rough
+LEAST_SHARE = 0.01  # an expert with less is not named
+UNCHECKED = "It was chosen by how the images look, without a diagnosis of any of them; nobody checked it."
+FALL_BACK = "The global model answers alone"
+
+
+def verdict(info: RoutedInfo, adaptation: Adaptation) -> str:
+    """Who speaks, in one sentence."""
+    if adaptation.chosen == "global":
+        if not adaptation.tried:
+            why = "there is no other expert" if len(info.experts) == 1 else "no image could be used to choose by"
+            return f"{FALL_BACK}: {why}."
+        return f"{FALL_BACK}: a mixture was tried, and the guard refused it."
+    spoken = who_spoke(info.names, adaptation.weights)
+    return f"{spoken[0].upper()}{spoken[1:]}."
+
+
+def who_spoke(names: Sequence[str], weights: Sequence[float]) -> str:
+    """
+    >>> who_spoke(("the global model", "north", "south"), (0.25, 0.748, 0.002))
+    'north speaks with 75 %, the global model with 25 %'
+    """
+    order = sorted(range(len(names)), key=lambda i: -weights[i])
+    named = [i for i in order if weights[i] >= LEAST_SHARE] or order[:1]
+    if len(named) == 1:
+        return f"{names[named[0]]} speaks alone"
+    first, *others = [f"{100 * weights[i]:.0f} %" for i in named]
+    rest = [f"{names[i]} with {share}" for i, share in zip(named[1:], others, strict=True)]
+    return ", ".join([f"{names[named[0]]} speaks with {first}", *rest])
+
+
+def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
+    """Sentences on how it came to be, each true by itself."""
+    said = []
+    if adaptation.num_images:
+        rough = "" if adaptation.num_images >= FEW_IMAGES else f": fewer than {FEW_IMAGES}, so the choice is rough"
+        images = f"{adaptation.num_images} image{'' if adaptation.num_images == 1 else 's'}"
+        said.append(f"The choice rests on {images}{rough}.")
+    near = sorted((far, name) for far, name in zip(adaptation.distances, info.names, strict=True) if far is not None)
+    if near:
+        said.append(
+            "How far the training images of each site look from these, in nats: "
+            + ", ".join(f"{name} {far:.2f}" for far, name in near)
+            + "."
+        )
+    elif len(info.experts) > 1:
+        said.append("No expert's site gave statistics of its training images, so nothing points to one of them.")
+    if adaptation.refinement is not None and adaptation.refinement.num_steps:
+        steps = adaptation.refinement
+        said.append(
+            f"{steps.num_steps} gradient steps on unlabelled images took the loss from {steps.loss_first:.3f} to "
+            f"{steps.loss_last:.3f}; a falling loss is no proof of better answers."
+        )
+    for tried in adaptation.tried:
+        what = "the start" if tried.name == "start" else "the refined mixture"
+        mixture = f"{what} ({who_spoke(info.names, tried.weights)})"
+        if tried.refused:
+            said.append(f"The guard refused {mixture}: {'; '.join(tried.refused)}.")
+        elif tried.name == adaptation.chosen:
+            said.append(
+                f"The guard passed {mixture}: agreement with the global model {tried.answers.agreement:.2f} of 1."
+            )
+    return said
+
+
+def explained(info: RoutedInfo, adaptation: Adaptation) -> str:
+    """docs/adaptation.md of an adapted bundle: the same record gives the same bytes."""
+    lines = "\n".join(f"- {sentence}" for sentence in reasons(info, adaptation))
+    rows = "\n".join(
+        f"| {name} | {expert.num_train} | {100 * weight:.1f} % |"
+        for name, expert, weight in zip(info.names, info.experts, adaptation.weights, strict=True)
+    )
+    return f"""# How this bundle was adapted
+
+{verdict(info, adaptation)} {UNCHECKED}
+
+{lines}
+
+| expert | training images | share, the mean over {len(info.layers)} layers |
+|---|---:|---:|
+{rows}
+
+Made {adaptation.created}. All other files are as the coordinator signed them. `adaptation.json` holds the share of each
+expert in each layer; the signed experts mixed by it are the weights in `models/weights.safetensors` (SHA-256 of their
+values `{adaptation.weights_sha256}`), bit for bit, and every program that uses this bundle checks that.
+"""
