@@ -41,7 +41,8 @@ def mixed(stack: Mapping[str, Tensor], routing_LE: Tensor, layers: Sequence[Laye
     num_experts = len(next(iter(stack.values())))
     if tuple(routing_LE.shape) != (len(layers), num_experts):
         raise ValueError(f"a routing of {list(routing_LE.shape)} for {len(layers)} layers and {num_experts} experts")
-    return {name: _mix(stack[name], routing_LE[i]) for i, layer in enumerate(layers) for name in layer.tensors}
+    rows_E = routing_LE.unbind()
+    return {name: _mix(stack[name], rows_E[i]) for i, layer in enumerate(layers) for name in layer.tensors}
 
 
 def _mix(tensors: Tensor, weights_E: Tensor) -> Tensor:
