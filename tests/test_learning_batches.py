@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ayni.learning.batches import Batches, Normaliser, batch_indices, moved, seed_of, variation
+from ayni.learning.batches import Batches, Normaliser, as_tensor, batch_indices, moved, seed_of, variation
 from ayni.learning.learners import learning_rate_at
 from ayni.learning.objective import auc_error_of
 from ayni.learning.scores import calibration_temperature, score
@@ -22,6 +22,15 @@ def test_every_image_comes_once_per_pass_and_passes_differ() -> None:
     order = np.concatenate(steps)
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
     assert order[:10].tolist() != order[10:].tolist()
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_images_have_the_strides_that_torch_expects(num_channels: int) -> None:
+    """Grey images once had a channel's stride of 1, and training without augmentation overwrote foreign memory."""
+    pixels_NHWC = np.arange(2 * 3 * 4 * num_channels, dtype=np.uint8).reshape(2, 3, 4, num_channels)
+    made = as_tensor(pixels_NHWC)
+    assert made.stride() == (12 * num_channels, 12, 4, 1)
+    assert made[1, num_channels - 1].tolist() == pixels_NHWC[1, :, :, -1].tolist()
 
 
 def test_a_batch_depends_on_its_step_alone() -> None:

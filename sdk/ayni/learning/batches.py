@@ -64,8 +64,12 @@ class Normaliser:
 
 
 def as_tensor(pixels_NHWC: npt.NDArray[np.uint8]) -> Tensor:
-    """8-bit [N, C, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels_NHWC, 3, 1)))
+    """8-bit [N, C, H, W], copied so that the strides are those of this order.
+
+    A view of grey images counts as contiguous with a channel's stride of 1, which torch takes for channels-last: its
+    backward pass then wrote beyond its memory (torch 2.13, training without augmentation).
+    """
+    return torch.from_numpy(np.moveaxis(pixels_NHWC, 3, 1).copy(order="C"))
 
 
 def variation(num_images: int, *, mirror: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
