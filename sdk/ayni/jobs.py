@@ -45,7 +45,8 @@ class TrainRound(msgspec.Struct, frozen=True, kw_only=True, tag="train-round"):
 
 
 class FinishTraining(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
-    """After the last round: choose the network for diagnosis on held-out data, write HOME/models/federated."""
+    """After the last round: choose the network for diagnosis on held-out data, write HOME/models/federated; and
+    HOME/models/personal if the task has `personal`."""
 
     context: SiteContext
     rounds: int

@@ -113,6 +113,14 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     average: Literal["plain", "samples"] = "plain"
 
 
+class PersonalSettings(_Settings, frozen=True, kw_only=True):
+    """Every site keeps a model of its own beside the federation's (IOP-FL, arXiv 2204.08467): a running mean of its
+    trained small networks. `decay` of it is kept in each round. 0: the last round's network; 1: the first round's."""
+
+    kind: Literal["iop"] = "iop"
+    decay: Annotated[float, Meta(ge=0, le=1)] = 0.1
+
+
 class TrafficSettings(_Settings, frozen=True, kw_only=True):
     """How a change of the weights travels: whole (fp32, fp16), or the `density` largest changes in 8 bits.
 
@@ -177,6 +185,7 @@ class Task(_Settings, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     networks: NetworkSettings = NetworkSettings()
     fedhelp: FedHelpSettings = FedHelpSettings()
+    personal: PersonalSettings | None = None
     traffic: TrafficSettings = TrafficSettings()
     round: RoundSettings = RoundSettings()
     guidance: GuidanceSettings = GuidanceSettings()

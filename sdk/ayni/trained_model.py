@@ -1,6 +1,7 @@
 """What training leaves behind and export takes up: one folder with `weights.safetensors` and `model.json`.
 
-A site has up to two of them: `HOME/models/federated` and `HOME/models/alone`.
+A site has up to three of them, in `HOME/models`: `federated`, `personal` (a running mean of its own small networks) and
+`alone`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ayni.task import Architecture, Role, Task
 
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
+MODEL_KINDS = ("federated", "personal", "alone")
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -62,7 +64,7 @@ class TrainedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `temperature` divides the logits so that the probabilities are calibrated on the site's held-out images.
     """
 
-    kind: str  # "federated" or "alone"
+    kind: str  # one of MODEL_KINDS
     site: str
     role: Role
     task: Task

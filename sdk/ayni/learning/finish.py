@@ -13,7 +13,7 @@ from ayni.errors import UserError
 from ayni.jobs import Done, FinishTraining, SiteContext, TrainAlone
 from ayni.learning.batches import Normaliser
 from ayni.learning.learners import Alone
-from ayni.learning.models import Candidate, choose_and_store
+from ayni.learning.models import Candidate, choose_and_store, diagnosis_network
 from ayni.learning.networks import seeded_network, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.parts import tensors_of, under
@@ -22,16 +22,19 @@ from ayni.learning.site_data import OwnImages, load_own_images
 from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
 from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
 from ayni.learning.training import load_global, read_task_of
-from ayni.task import Task
+from ayni.task import Architecture, Task
 from ayni.tensors.safe import Array, Floats
+
+PERSONAL = "this site's personal model"
 
 
 def finish_training(job: FinishTraining) -> Done:
-    """Choose between what the federation and this site's last round gave; writes HOME/models/federated."""
+    """Choose between what the federation, this site's last round and its running mean gave: HOME/models/federated. The
+    running mean by itself is HOME/models/personal, if the task wants one."""
     context, task = job.context, read_task_of(job.context)
     own, folder = load_own_images(context, task), TrainingFolder(Path(context.home))
-    rounds = folder.rounds()
-    state = read_state(folder.state_after(rounds[-1])) if rounds else None
+    trained = folder.rounds()
+    state = read_state(folder.state_after(trained[-1])) if trained else None
     normalise = Normaliser(state.info.pixel_mean, state.info.pixel_std) if state else own.normalise
     candidates = []
     if state and context.role == "hospital":
@@ -46,19 +49,24 @@ def finish_training(job: FinishTraining) -> Done:
             candidates.append(Candidate(f"the global model of round {job.rounds}", weights))
         if state:
             candidates.append(Candidate("this site's last small network", _floats(under(state.tensors, "small"))))
+    personal = _floats(under(state.tensors, "personal")) if state else {}
+    if personal and context.role == "clinic":
+        candidates.append(Candidate(PERSONAL, personal))
     if not candidates:
         raise UserError("this site has trained in no round, so there is no network to choose. Run `ayni train` first.")
-    validation = choose_and_store(
-        candidates,
-        own,
-        normalise,
-        context,
-        task,
-        kind="federated",
-        rounds=state.info.rounds_trained if state else 0,
-        steps=state.info.steps_trained if state else 0,
-    )
-    return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores={"federated": validation})
+    stored: list[tuple[str, list[Candidate], Architecture]] = [
+        ("federated", candidates, diagnosis_network(context, task))
+    ]
+    if personal:  # also at a hospital, where it is small and does not diagnose: an expert to share
+        stored.append(("personal", [Candidate(PERSONAL, personal)], task.small_network))
+    rounds, steps = (state.info.rounds_trained, state.info.steps_trained) if state else (0, 0)
+    scores = {
+        kind: choose_and_store(
+            some, own, normalise, context, task, kind=kind, network=network, rounds=rounds, steps=steps
+        )
+        for kind, some, network in stored
+    }
+    return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores=scores)
 
 
 def _floats(tensors: dict[str, Array]) -> dict[str, Floats]:
@@ -104,8 +112,9 @@ def train_alone(job: TrainAlone, tell: Tell) -> Done:
         Candidate("the network, averaged", weights_of(learner.average.module)),
         Candidate("the network", weights_of(learner.network)),
     ]
+    network = diagnosis_network(context, task)
     validation = choose_and_store(
-        candidates, own, own.normalise, context, task, kind="alone", rounds=0, steps=num_steps
+        candidates, own, own.normalise, context, task, kind="alone", network=network, rounds=0, steps=num_steps
     )
     checkpoint.unlink()
     return Done(

@@ -24,9 +24,7 @@ from ayni.learning.site_data import OwnImages
 from ayni.task import Architecture, ImageSettings, Task
 from ayni.tensors import safe
 from ayni.tensors.safe import Floats
-from ayni.trained_model import MODEL_FILE, WEIGHTS_FILE, Scores, TrainedModel
-
-KINDS = ("federated", "alone")
+from ayni.trained_model import MODEL_FILE, MODEL_KINDS, WEIGHTS_FILE, Scores, TrainedModel
 
 
 class Candidate(NamedTuple):
@@ -61,6 +59,7 @@ def choose_and_store(
     task: Task,
     *,
     kind: str,
+    network: Architecture,
     rounds: int,
     steps: int,
 ) -> Scores:
@@ -68,10 +67,9 @@ def choose_and_store(
 
     A later candidate must beat the first by more than chance would (one standard error): a few images decide little.
     """
-    settings = diagnosis_network(context, task)
     truth, objective = own.holdout_truth, objective_of(task.kind)
     if len(truth):
-        logits = [_answers_of(settings, task.image, c.weights, own.holdout_MCHW, normalise) for c in candidates]
+        logits = [_answers_of(network, task.image, c.weights, own.holdout_MCHW, normalise) for c in candidates]
         figures = [objective.score(some_logits, truth) for some_logits in logits]
         best = best_of([figure.main for figure in figures], objective.chance(logits[0], truth))
         chosen, temperature = candidates[best], objective.temperature(logits[best], truth)
@@ -87,7 +85,7 @@ def choose_and_store(
         site=context.site,
         role=context.role,
         task=task,
-        network=settings,
+        network=network,
         pixel_mean=normalise.mean,
         pixel_std=normalise.std,
         temperature=temperature,
@@ -125,7 +123,7 @@ def read_weights(folder: Path) -> dict[str, Floats]:
 def evaluate(job: Evaluate) -> Done:
     """Score every model in HOME/models on a labelled set."""
     scores = {}
-    for kind in KINDS:
+    for kind in MODEL_KINDS:
         folder = Path(job.context.home) / "models" / kind
         if not (folder / MODEL_FILE).exists():
             continue

@@ -20,6 +20,7 @@ from ayni.learning.learners import Clinic, Hospital
 from ayni.learning.networks import Network, load_weights, shapes_of, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.parts import load_parts, tensors_of, under
+from ayni.learning.personal import personal_after
 from ayni.learning.scores import answers
 from ayni.learning.site_data import OwnImages, PublicImages, load_own_images, load_public_images
 from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
@@ -79,8 +80,12 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
     if job.soft_labels_out and isinstance(learner, Hospital) and public:
         soft_labels = answer_public_set(learner.average.module, public, task, context.site, job.round_number)
         write_atomic(Path(job.soft_labels_out), encode_targets(soft_labels))
-    state = State(info, {**tensors_of(learner.parts), **{f"residual.{k}": v for k, v in residual.items()}})
-    write_state(folder.state_after(job.round_number), state)
+    tensors = {**tensors_of(learner.parts), **{f"residual.{k}": v for k, v in residual.items()}}
+    if task.personal:
+        kept = under(before.tensors, "personal") if before else {}
+        personal = personal_after(kept, weights_of(learner.small), task.personal.decay)
+        tensors |= {f"personal.{name}": array for name, array in personal.items()}
+    write_state(folder.state_after(job.round_number), State(info, tensors))
     _add_point(folder, learner, own, normalise_of(own, public), job.round_number, start, mean_losses(info))
     folder.checkpoint("federated").unlink(missing_ok=True)
     return Done(num_examples=len(own.train_truth), train_s=round(info.train_s, 3), peak_rss_mb=peak_rss_mb())
