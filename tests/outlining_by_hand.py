@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import msgspec
@@ -42,4 +43,5 @@ def model() -> bytes:
 def bright_and_dark() -> Bundle:
     bundle = read_bundle(outlining_bundle())
     image = ImageSettings(height=SIDE, width=SIDE, resize=True)
-    return Bundle(msgspec.structs.replace(bundle.info, classes=STRUCTURES, image=image), model(), bundle.signer)
+    info = msgspec.structs.replace(bundle.info, classes=STRUCTURES, image=image)
+    return dataclasses.replace(bundle, info=info, files={info.models[0].path: model()})

@@ -34,7 +34,7 @@ def twelve_classes(least_confidence: float = 0.07) -> tuple[Bundle, Diagnosis]:
         least_confidence=least_confidence,
         shown_HWK=np.zeros((28, 28, 1), np.uint8),
     )
-    return Bundle(info, bundle.model, bundle.signer), answer
+    return replace(bundle, info=info), answer
 
 
 def page_of(bundle: Bundle, answer: Diagnosis) -> str:

@@ -114,7 +114,7 @@ class Bundle:
     info: BundleInfo
     files: Mapping[str, bytes]
     signer: Signer
-    signature_sha256: str
+    signature_sha256: str = ""
     adaptation: Adaptation | None = None
     folded: bytes = b""
 

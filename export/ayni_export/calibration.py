@@ -9,6 +9,8 @@ FEW_HELD_OUT = 100  # a calibration on fewer images is called rough
 
 def calibration_words(info: BundleInfo) -> str:
     """Whether a probability of .9 can be taken as such, and on how many images that rests."""
+    if info.routed is not None:
+        return "the probabilities are not calibrated: no image of this place has a label"
     num_images = info.validation.num_images
     if info.temperature == 1:  # what training leaves if it has too few images to say
         return "the probabilities are not calibrated, as too few images were held out"

@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from ayni.errors import MissingExtraError
+from ayni_export.cli_routed import (
+    ADAPT_HELP,
+    Burned,
+    Device,
+    Refine,
+    Resize,
+    adapt,
+    checked_device,
+    export_routed_home,
+    speak,
+)
 
 if TYPE_CHECKING:
     from ayni_export.reported import Report
@@ -29,7 +40,8 @@ Example: ayni export clinic-home pneumonia-bundle
 
 DIAGNOSE_HELP = """Ask a bundle about images: a report to read (report.html), and the same as JSON (report.json).
 
-A bundle that outlines structures also writes each outline as a mask (masks/IMAGE-STRUCTURE.png).
+A bundle that outlines structures also writes each outline as a mask (masks/IMAGE-STRUCTURE.png). A routed bundle is \
+first fitted to all the images given, without labels: give a worklist, eight images or more.
 
 PNG, JPEG, .npy, NIfTI (one slice) and DICOM are read. The report goes to --out, or to a new folder here that is \
 named like the bundle with -report behind it. A report is never overwritten.
@@ -44,12 +56,17 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this package to the command line."""
     app.command("export", help=EXPORT_HELP)(export)
     app.command("diagnose", help=DIAGNOSE_HELP)(diagnose)
+    app.command("adapt", help=ADAPT_HELP)(adapt)
 
 
 def export(
     home: Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")],
     bundle: Annotated[Path, typer.Argument(help="The folder to write.", metavar="BUNDLE")],
     alone: Annotated[bool, typer.Option("--alone", help="The model trained without the federation.")] = False,
+    routed: Annotated[
+        bool, typer.Option("--routed", help="At the coordinator: the global model and all that sites share.")
+    ] = False,
+    form: Annotated[str, typer.Option("--form", help="Of --routed: fp16, or fp32 for twice the size.")] = "fp16",
     as_json: Annotated[bool, typer.Option("--json", help="For a program: the metadata on stdout.")] = False,
 ) -> None:
     from ayni.terminal import TerminalWatcher, print_json
@@ -59,6 +76,9 @@ def export(
         from ayni_export.export import export_site
     except ModuleNotFoundError as error:
         raise MissingExtraError("export", "export") from error
+    if routed:
+        export_routed_home(home, bundle, form, alone=alone, as_json=as_json)
+        return
     with TerminalWatcher() as watcher:
         watcher.progress("exporting and checking the model", 0, 1)
         info = export_site(home, bundle, alone=alone)
@@ -79,13 +99,13 @@ def diagnose(
     images: Annotated[list[Path], typer.Argument(help="The images.", metavar="IMAGE...")],
     out: Annotated[Path | None, typer.Option("--out", help="The folder for the report.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For a program: the report on stdout as JSON.")] = False,
-    resize: Annotated[bool, typer.Option("--resize", help="Scale larger images down to the model's size.")] = False,
+    resize: Resize = False,
     signer: Annotated[
         str | None, typer.Option("--signer", help="Fingerprint of the site, or of its coordinator.")
     ] = None,
-    allow_burned_in: Annotated[
-        bool, typer.Option("--allow-burned-in", help="Take DICOM images with text burned in (it may name the patient).")
-    ] = False,
+    allow_burned_in: Burned = False,
+    device: Device = None,
+    refine: Refine = False,
 ) -> None:
     from ayni.terminal import print_json
     from ayni_export.bundle import read_bundle
@@ -95,13 +115,15 @@ def diagnose(
         from ayni_export.diagnose import answers
         from ayni_export.mask_files import mask_files
         from ayni_export.report_folder import pieces_of, report_folder, sections_file, write_report
-        from ayni_export.runtime import Session
+        from ayni_export.routed.adapting import Reading, session_for
         from ayni_export.segmentation import Segmentation
     except ModuleNotFoundError as error:
         raise MissingExtraError("diagnosis", "deploy") from error
     opened = read_bundle(bundle, signer=signer)
     folder = report_folder(bundle, out, masks=opened.info.task_kind == "segmentation")
-    session = Session(opened)
+    reading = Reading(resize=resize, allow_burned_in=allow_burned_in, device=checked_device(device))
+    session, routing = session_for(opened, images, reading, refine=refine)
+    speak(opened, routing, session.device, device, refine=refine)
     each = answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in)
     reported = []
     with sections_file(folder) as sections, mask_files(folder) as masks:
@@ -111,7 +133,7 @@ def diagnose(
             reported.append(entry.reported)
             sections.write(entry.section)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        made = report.make_report(opened, reported, created=created, device=session.device)
+        made = report.make_report(opened, reported, created=created, device=session.device, routing=routing)
         write_report(folder, report.report_html(opened, made, pieces_of(sections)), report.report_json(made))
     if as_json:
         print_json(made)

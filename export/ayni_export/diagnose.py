@@ -19,7 +19,8 @@ from ayni.errors import AyniError, DataError
 from ayni.task import ImageSettings
 from ayni_export.bundle import Bundle, BundleInfo, read_bundle
 from ayni_export.occlusion import occlusion
-from ayni_export.runtime import Session
+from ayni_export.routed.adapting import Reading, session_for
+from ayni_export.runtime import Device, Session
 from ayni_export.segmentation import Segmentation, shown, structures_of
 from ayni_export.spacing import read_spacing
 
@@ -80,13 +81,17 @@ def diagnose(
     signer: str | None = None,
     allow_burned_in: bool = False,
     num_threads: int = 1,
+    device: Device | None = None,
 ) -> list[Answer]:
     """One answer per image, in their order: a Diagnosis, or a Segmentation if that is the bundle's task.
+
+    A routed bundle is first adapted to these images, all together. `device`: None takes a GPU if this installation can.
 
     Raises UserError or BundleError if the bundle will not do.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle, signer=signer)
-    session = Session(opened, num_threads=num_threads)
+    reading = Reading(resize=resize, allow_burned_in=allow_burned_in, device=device, num_threads=num_threads)
+    session, _ = session_for(opened, images, reading)
     return list(answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in))
 
 
@@ -184,6 +189,8 @@ def in_words(confidence: float) -> str:
 
 def confidence_sentence(info: BundleInfo, confidence: float) -> str:
     """What the number means, and on how many images that rests."""
+    if info.routed is not None:
+        return "The probability that the mixed model itself gives: it was not calibrated for this place."
     num_held_out = sum(info.num_holdout_per_class.values())
     share = f"Of 100 images answered with this confidence, about {min(99, round(100 * confidence))} should be right"
     if num_held_out < FEW_HELD_OUT:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import shutil
 from pathlib import Path
 
 import monai
-import msgspec
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ayni.artefacts.files import flush_folder, write_atomic
 from ayni.errors import IntegrityError, UserError
 from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, SiteKeys
 from ayni.learning.networks import Network, build_network, load_weights, shapes_of
@@ -22,13 +17,13 @@ from ayni.tensors import safe
 from ayni.trained_model import WEIGHTS_FILE, TrainedModel
 from ayni_export import bundle as parts
 from ayni_export.bundle import BundleInfo, ModelFile, Parity
+from ayni_export.bundle_folder import pretty_json, take_back, write_bundle
 from ayni_export.graph import DiagnosisGraph, check_parity, to_onnx
 from ayni_export.model_card import licence_note, model_card
 from ayni_export.monai_metadata import monai_metadata
 from ayni_export.signature import Vouched, check_site, sign_files, verified_certificate
 
 OPSET = 20  # onnxruntime 1.17 and later
-OLD = ".old"  # ends the name of a bundle that stepped aside
 
 
 def export_site(home: Path, bundle: Path, *, alone: bool = False) -> BundleInfo:
@@ -66,7 +61,7 @@ def export_model(
     export takes it back. Raises UserError if the model or the place will not do, BundleError if the coordinator
     vouches for another key or site, and IntegrityError if ONNX Runtime does not answer as torch does.
     """
-    _take_back(bundle)
+    take_back(bundle)
     parts.check_replaceable(bundle)
     model = TrainedModel.read(model_folder)
     if vouched is not None:
@@ -78,13 +73,13 @@ def export_model(
     info = _bundle_info(model, digest, check_parity(graph, onnx_model, model))
     versions = {"monai": monai.__version__, "pytorch": str(torch.__version__), "numpy": np.__version__}
     files = {
-        parts.METADATA_FILE: _pretty_json(monai_metadata(info, versions)),
+        parts.METADATA_FILE: pretty_json(monai_metadata(info, versions)),
         parts.MODEL_FILE: onnx_model,
         parts.MODEL_CARD_FILE: model_card(info).encode(),
         parts.LICENSE_FILE: licence_note(info).encode(),
     }
     files[parts.SIGNATURE_FILE] = sign_files(files, signing_key, vouched)
-    _write_at_once(bundle, files)
+    write_bundle(bundle, files)
     return info
 
 
@@ -131,37 +126,3 @@ def _bundle_info(model: TrainedModel, digest: str, parity: Parity) -> BundleInfo
         weights_sha256=digest,
         models=(ModelFile(path=parts.MODEL_FILE, precision="fp32", parity=parity),),
     )
-
-
-def _pretty_json(value: object) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-
-
-def _write_at_once(bundle: Path, files: dict[str, bytes]) -> None:
-    """Write beside the final place, then rename; an older bundle steps aside first and is then removed."""
-    bundle = bundle.absolute()
-    aside = bundle.with_name(f".{bundle.name}.{os.getpid()}.tmp")
-    old = bundle.with_name(f".{bundle.name}.{os.getpid()}{OLD}")
-    try:
-        for name, data in files.items():
-            write_atomic(aside / name, data)
-        parts.check_replaceable(bundle)  # again: making the graph takes a while
-        if bundle.is_dir() and any(bundle.iterdir()):
-            bundle.replace(old)
-        aside.replace(bundle)
-    except OSError as error:
-        if old.exists() and not bundle.exists():
-            old.replace(bundle)
-        raise UserError(f"{bundle} cannot be written ({error.strerror}). Choose another place.") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    flush_folder(bundle.parent)
-
-
-def _take_back(bundle: Path) -> None:
-    """A kill between the two renames left nothing under the name: the older bundle stands again."""
-    bundle = bundle.absolute()
-    for old in sorted(bundle.parent.glob(f".{glob.escape(bundle.name)}.*{OLD}")):
-        if not os.path.lexists(bundle):
-            old.replace(bundle)

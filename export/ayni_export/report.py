@@ -12,7 +12,9 @@ from ayni_export.bundle import Bundle
 from ayni_export.diagnose import Answer, FileError
 from ayni_export.report_finding import COLUMNS, finding_entry, finding_facts, finding_rows
 from ayni_export.report_outlines import OUTLINE_COLUMNS, outline_facts, outline_rows, outlines_entry
+from ayni_export.report_routing import routed_facts, routing_section
 from ayni_export.reported import NOT_PRIMARY, Entry, Report, ReportedImage, ReportedModel, printable
+from ayni_export.routed.record import Adaptation
 from ayni_export.segmentation import Segmentation
 
 
@@ -35,8 +37,15 @@ def rows_of(image: ReportedImage, between: str) -> Sequence[tuple[str, ...]]:
     return outline_rows(image, between) if image.structures else finding_rows(image, between)
 
 
-def make_report(bundle: Bundle, images: Sequence[ReportedImage], *, created: str, device: str) -> Report:
-    """`created`: ISO 8601, UTC."""
+def make_report(
+    bundle: Bundle,
+    images: Sequence[ReportedImage],
+    *,
+    created: str,
+    device: str,
+    routing: Adaptation | None = None,
+) -> Report:
+    """`created`: ISO 8601, UTC. `routing`: how a bundle of several experts was mixed."""
     info = bundle.info
     model = ReportedModel(
         name=info.name,
@@ -54,7 +63,7 @@ def make_report(bundle: Bundle, images: Sequence[ReportedImage], *, created: str
         compared=bundle.signer.compared,
         device=device,
     )
-    return Report(created=created, model=model, images=list(images))
+    return Report(created=created, model=model, images=list(images), routing=routing)
 
 
 def report_json(report: Report) -> bytes:
@@ -84,6 +93,8 @@ def report_html(bundle: Bundle, report: Report, sections: Iterable[str]) -> Iter
 <p class="care"><strong>{NOT_PRIMARY}</strong> {escape(_without_note(report.model.intended_use))}</p>
 {_overview(report)}
 """
+    if bundle.info.routed is not None and report.routing is not None:
+        yield routing_section(bundle.info.routed, report.routing)
     yield from sections
     yield f"""{_model_section(bundle, report)}
 <footer>Made with Ayni {escape(report.ayni_version)} on this machine. No image left it.</footer>
@@ -116,9 +127,10 @@ def _model_section(bundle: Bundle, report: Report) -> str:
     info, model = bundle.info, report.model
     facts = {
         "Model": f"{model.name}, version {model.version}",
-        "Made by": f"{model.site} ({model.role}), {_how(model.kind, info.rounds)}",
+        "Made by": _made_by(model, info.rounds),
         "Signed by": _signed_by(model),
         **(outline_facts(info) if info.task_kind == "segmentation" else finding_facts(info)),
+        **({} if info.routed is None else routed_facts(info.routed)),
         "Ran on": f"{'this GPU' if model.device == 'gpu' else 'this processor'}, {report.created}",
     }
     rows = "\n".join(f"<dt>{name}</dt><dd>{escape(printable(text))}</dd>" for name, text in facts.items())
@@ -126,7 +138,9 @@ def _model_section(bundle: Bundle, report: Report) -> str:
 
 
 def _signed_by(model: ReportedModel) -> str:
-    if model.coordinator:
+    if model.kind == "routed":
+        who = f"the coordinator of the federation ({model.signer}). "
+    elif model.coordinator:
         who = f"{model.site} ({model.signer}), a site of the federation of the coordinator with fingerprint "
         who += f"{model.coordinator}. "
     else:
@@ -136,8 +150,11 @@ def _signed_by(model: ReportedModel) -> str:
     return f"{who}Not compared with a fingerprint that somebody gave you (--signer), so anybody could have made it"
 
 
-def _how(kind: str, rounds: int) -> str:
-    return f"after {rounds} federated rounds at this site" if kind == "federated" else "trained alone"
+def _made_by(model: ReportedModel, rounds: int) -> str:
+    if model.kind == "routed":
+        return f"the coordinator, from the sites' models after {rounds} federated rounds"
+    how = "trained alone" if model.kind == "alone" else f"after {rounds} federated rounds at this site"
+    return f"{model.site} ({model.role}), {how}"
 
 
 def _tally(report: Report) -> str:

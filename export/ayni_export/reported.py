@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 import ayni
+from ayni_export.routed.record import Adaptation
 
 NOT_PRIMARY = "Not for primary diagnosis."
 
@@ -67,6 +68,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ayni_version: str = ayni.__version__
     model: ReportedModel
     images: list[ReportedImage]
+    routing: Adaptation | None = None  # of a bundle that holds several experts: which one spoke, and why
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,17 +22,19 @@ Ask = Callable[[Pixels], Floats]  # an image [h, w, K] -> probabilities [C] or [
 
 
 @dataclass(frozen=True, slots=True)
-class Worklist:
-    """The images of one call in brief: all of them in `statistics_2F`, and those in `seen` as the model sees them.
+class Comparison:
+    """What the worklist looks like beside each expert's training images: both as the global network sees them, after
+    that site's own normalisation of pixels. [2, F] each; None where a site gave no statistics."""
 
-    `replies`: the global model's, to each image in `seen`.
-    """
+    here: Sequence[Floats | None]
+    there: Sequence[Floats | None]
 
-    statistics_2F: Floats
-    seen: Sequence[Pixels]
-    replies: Sequence[Reply]
-    num_images: int
-    num_unreadable: int
+    def distances(self) -> tuple[float | None, ...]:
+        """[E], in nats."""
+        return tuple(
+            None if here_2F is None or there_2F is None else distance(here_2F, there_2F)
+            for here_2F, there_2F in zip(self.here, self.there, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +66,17 @@ class Choice:
 
 
 def candidates(
-    worklist: Worklist, statistics: Sequence[Floats | None], num_layers: int, gradient: Gradient | None
+    comparison: Comparison, seen: Sequence[Pixels], num_layers: int, gradient: Gradient | None
 ) -> list[Candidate]:
     """The strategy: what to try for this worklist, the best guess first. The guard takes the first that it passes.
 
-    `statistics`: [2, F] of each expert's training images, None where a site gave none. `gradient`: for a refinement,
-    if one was asked for.
+    `seen`: its images. `gradient`: for a refinement, if one was asked for.
     """
-    start_E = start_weights(worklist.statistics_2F, statistics)
+    start_E = start_weights(comparison.here, comparison.there)
     start = Candidate("start", shared(start_E, num_layers))
     if gradient is None:
         return [start]
-    refined_E, refinement = refined(worklist.seen, start_E, gradient, num_layers)
+    refined_E, refinement = refined(seen, start_E, gradient, num_layers)
     return [Candidate("refined", shared(refined_E, num_layers), refinement), start]
 
 
@@ -90,8 +91,8 @@ def only_global(num_layers: int, num_experts: int) -> Floats:
 
 
 def choose(
-    worklist: Worklist,
-    statistics: Sequence[Floats | None],
+    seen: Sequence[Pixels],
+    comparison: Comparison,
     num_layers: int,
     ask_with: Callable[[Floats], Ask],
     setting: Setting,
@@ -99,20 +100,25 @@ def choose(
 ) -> Choice:
     """Weigh up the strategy's candidates; the first that the guard passes, or else the global model.
 
-    `ask_with(routing_LE)` is a mixture, ready to be asked; one is in memory at a time.
+    `seen`: the worklist's images. `ask_with(routing_LE)` is a mixture, ready to be asked; one is in memory at a time.
     """
-    distances = tuple(
-        None if there_2F is None else distance(worklist.statistics_2F, there_2F) for there_2F in statistics
-    )
-    alone_LE = only_global(num_layers, len(statistics))
-    if not worklist.seen or len(statistics) == 1:
+    distances = comparison.distances()
+    alone_LE = only_global(num_layers, len(distances))
+    if not seen or len(distances) == 1:
         return Choice(alone_LE, "global", distances)
-    usual, answered = answers_of(worklist.replies, worklist.replies), []
-    for each in candidates(worklist, statistics, num_layers, gradient):
-        ask = ask_with(each.routing_LE)
-        answered.append((each, answers_of([brief(ask(image_hwK)) for image_hwK in worklist.seen], worklist.replies)))
-        del ask
-    tried, chosen = [], None
+
+    def replies(routing_LE: Floats) -> list[Reply]:
+        ask = ask_with(routing_LE)
+        return [brief(ask(image_hwK)) for image_hwK in seen]
+
+    reference = replies(alone_LE)
+    usual = answers_of(reference, reference)
+    answered = [
+        (each, answers_of(replies(each.routing_LE), reference))
+        for each in candidates(comparison, seen, num_layers, gradient)
+    ]
+    tried: list[Tried] = []
+    chosen: Candidate | None = None
     for number, (each, answers) in enumerate(answered):
         refused = refusals(answers, usual, setting.names, dense=setting.dense, limits=setting.limits)
         if each.refinement is not None and answers.entropy > min(later.entropy for _, later in answered[number:]):

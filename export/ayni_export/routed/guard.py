@@ -20,8 +20,8 @@ THRESHOLD = 0.5  # a pixel is inside from this probability on, as in a diagnosis
 class Limits:
     """What the guard lets through. A mixture is there to differ from the global model, so they are wide."""
 
-    least_area: float = 0.5  # of what the global model outlines of a structure
-    most_area: float = 2.0
+    least_area: float = 1 / 3  # of what the global model outlines of a structure
+    most_area: float = 3.0
     least_share: float = 0.002  # of the image: areas below count as this much, they are noise
     most_entropy_rise: float = 0.02  # of 0 (sure) to 1 (all alike)
     least_dice: float = 0.5  # with the global model's outlines

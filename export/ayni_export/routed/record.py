@@ -14,8 +14,10 @@ from msgspec import Meta
 from ayni.task import Name
 
 MAX_EXPERTS, MAX_LAYERS = 256, 2000
+# one network's graphs take folded weights, without and with statistics; the other two all experts' weights, stacked
+PLAIN_FILE, LOOKING_FILE = "models/plain.onnx", "models/plain_with_statistics.onnx"
+ROUTED_FILE, GRADIENT_FILE = "models/routed.onnx", "models/gradient.onnx"
 EXPERTS_FILE, STATISTICS_FILE = "models/experts.safetensors", "models/statistics.safetensors"
-PLAIN_FILE, ROUTED_FILE, GRADIENT_FILE = "models/plain.onnx", "models/routed.onnx", "models/gradient.onnx"
 ADAPTATION_FILE, EXPLAINED_FILE, FOLDED_FILE = "adaptation.json", "docs/adaptation.md", "models/weights.safetensors"
 ADDED_FILES = (ADAPTATION_FILE, EXPLAINED_FILE, FOLDED_FILE)  # what `ayni adapt` puts beside the signed files
 SUM_TOLERANCE = 1e-5  # of a row of 32-bit weights
@@ -59,22 +61,28 @@ class RoutedInfo(_Record, frozen=True, kw_only=True):
     layers: Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
     form: Form
     reference_digest: Digest  # of the global model in which the statistics were made
-    has_gradient: bool
+    term_weights: dict[str, Figure]  # of the loss that the gradient is of, in this order
+    routed_parity: Figure  # largest difference of the routed graph's logits from torch's
+    gradient_parity: Figure | None  # of the gradient from torch's; None: this bundle has no gradient
     why_no_gradient: str = ""
     latency: Latency
+
+    @property
+    def has_gradient(self) -> bool:
+        return self.gradient_parity is not None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the experts, as a person reads them.
 
         >>> expert_name("global"), expert_name("north")
-        ('the global model', 'north')
+        ('the global model', 'the model of north')
         """
         return tuple(expert_name(expert.site) for expert in self.experts)
 
 
 def expert_name(site: str) -> str:
-    return "the global model" if site == "global" else site
+    return "the global model" if site == "global" else f"the model of {site}"
 
 
 class Answers(_Record, frozen=True, kw_only=True):

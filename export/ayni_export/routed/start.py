@@ -29,14 +29,17 @@ def distance(here_2F: Floats, there_2F: Floats) -> float:
     return float(ratio_F.mean() / 4)
 
 
-def start_weights(worklist_2F: Floats, experts: Sequence[Floats | None]) -> Floats:
-    """[E] on the simplex. An expert without statistics (None) gets nothing; if none has any, the global model all."""
-    with_E = [i for i, there_2F in enumerate(experts) if there_2F is not None]
-    weights_E = np.zeros(len(experts), np.float64)
-    if not with_E:
-        weights_E[0] = 1
-        return weights_E.astype(np.float32)
-    far = np.array([distance(worklist_2F, there_2F) for there_2F in experts if there_2F is not None])
-    near = np.exp((far.min() - far) / TEMPERATURE)
-    weights_E[with_E] = near / near.sum()
-    return weights_E.astype(np.float32)
+def start_weights(here: Sequence[Floats | None], there: Sequence[Floats | None]) -> Floats:
+    """[E] on the simplex. `here`: [2, F] of the worklist, as each expert's site would have seen it; `there`: of that
+    site's training images. An expert without (None) gets nothing; if none has any, the global model gets all.
+
+    >>> at = [np.array([[mean], [1.0]], np.float32) for mean in (0.0, 1.0)]
+    >>> start_weights([None, at[0], at[0]], [None, *at]).round(2).tolist()  # .5 nats apart: e to 1
+    [0.0, 0.7300000190734863, 0.27000001072883606]
+    """
+    far = [None if h is None or t is None else distance(h, t) for h, t in zip(here, there, strict=True)]
+    known = [each for each in far if each is not None]
+    if not known:
+        return np.asarray(np.eye(1, len(far))[0], np.float32)
+    near_E = np.array([0 if each is None else np.exp((min(known) - each) / TEMPERATURE) for each in far])
+    return np.asarray(near_E / near_E.sum(), np.float32)

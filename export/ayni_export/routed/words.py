@@ -11,7 +11,8 @@ from ayni_export.routed.record import Adaptation, RoutedInfo
 
 FEW_IMAGES = 8  # below, what is chosen is called rough
 LEAST_SHARE = 0.01  # an expert with less is not named
-UNCHECKED = "It was chosen by how the images look, without a diagnosis of any of them; nobody checked it."
+ALMOST_ALL = 0.9995
+UNCHECKED = "This was chosen by how the images look, without a diagnosis of any of them; nobody checked it."
 FALL_BACK = "The global model answers alone"
 
 
@@ -28,13 +29,13 @@ def verdict(info: RoutedInfo, adaptation: Adaptation) -> str:
 
 def who_spoke(names: Sequence[str], weights: Sequence[float]) -> str:
     """
-    >>> who_spoke(("the global model", "north", "south"), (0.25, 0.748, 0.002))
-    'north speaks with 75 %, the global model with 25 %'
+    >>> who_spoke(("the global model", "the model of north", "the model of south"), (0.25, 0.748, 0.002))
+    'the model of north speaks with 75 %, the global model with 25 %'
     """
     order = sorted(range(len(names)), key=lambda i: -weights[i])
     named = [i for i in order if weights[i] >= LEAST_SHARE] or order[:1]
     if len(named) == 1:
-        return f"{names[named[0]]} speaks alone"
+        return f"{names[named[0]]} speaks {'' if weights[named[0]] > ALMOST_ALL else 'almost '}alone"
     first, *others = [f"{100 * weights[i]:.0f} %" for i in named]
     rest = [f"{names[i]} with {share}" for i, share in zip(named[1:], others, strict=True)]
     return ", ".join([f"{names[named[0]]} speaks with {first}", *rest])
@@ -47,11 +48,12 @@ def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
         rough = "" if adaptation.num_images >= FEW_IMAGES else f": fewer than {FEW_IMAGES}, so the choice is rough"
         images = f"{adaptation.num_images} image{'' if adaptation.num_images == 1 else 's'}"
         said.append(f"The choice rests on {images}{rough}.")
-    near = sorted((far, name) for far, name in zip(adaptation.distances, info.names, strict=True) if far is not None)
+    sites = (expert.site for expert in info.experts)
+    near = sorted((far, site) for far, site in zip(adaptation.distances, sites, strict=True) if far is not None)
     if near:
         said.append(
             "How far the training images of each site look from these, in nats: "
-            + ", ".join(f"{name} {far:.2f}" for far, name in near)
+            + ", ".join(f"{site} {far:.2f}" for far, site in near)
             + "."
         )
     elif len(info.experts) > 1:

@@ -1,0 +1,169 @@
+"""A routed bundle made ready for a worklist: read the images, choose, mix once; then every image costs a plain answer.
+
+Needs numpy and ONNX Runtime, never torch. E = experts, L = layers, h x w = pixels, K = channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ayni.tensors import safe
+from ayni.tensors.safe import Floats
+from ayni_export import bundle as parts
+from ayni_export.bundle import Bundle
+from ayni_export.bundle_folder import pretty_json, take_back, write_bundle
+from ayni_export.routed.adapt import Ask, Comparison, Setting, choose
+from ayni_export.routed.experts import Experts, read_experts, routed_info, weights_of
+from ayni_export.routed.record import (
+    ADAPTATION_FILE,
+    EXPLAINED_FILE,
+    FOLDED_FILE,
+    GRADIENT_FILE,
+    LOOKING_FILE,
+    Adaptation,
+    RoutedInfo,
+)
+from ayni_export.routed.refine import Gradient, Pixels
+from ayni_export.routed.words import explained
+from ayni_export.routed.worklist import read_worklist, statistics_of
+from ayni_export.runtime import Device, Session, open_session, planes
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How images are read, and on what the model runs."""
+
+    resize: bool = False
+    allow_burned_in: bool = False
+    device: Device | None = None
+    num_threads: int = 1
+
+
+def session_for(
+    bundle: Bundle, images: Sequence[Path], reading: Reading, *, refine: bool = False
+) -> tuple[Session, Adaptation | None]:
+    """The model that answers these images, and how it was mixed (None: the bundle holds one model).
+
+    An adapted bundle stays as it was adapted; a routed one is adapted to these images. Raises as `Session`.
+    """
+    if bundle.info.routed is None:
+        return Session(bundle, device=reading.device, num_threads=reading.num_threads), None
+    if bundle.adaptation is not None:
+        return _session(bundle, weights_of(bundle, bundle.adaptation), reading), bundle.adaptation
+    fitted = adapted(bundle, images, reading, refine=refine)
+    return fitted.session, fitted.adaptation
+
+
+def _session(bundle: Bundle, weights: Mapping[str, Floats], reading: Reading) -> Session:
+    return Session(bundle, weights=weights, device=reading.device, num_threads=reading.num_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What was chosen, the weights that it makes, and these ready to be asked."""
+
+    adaptation: Adaptation
+    weights: Mapping[str, Floats]
+    session: Session
+
+
+def adapted(bundle: Bundle, images: Sequence[Path], reading: Reading, *, refine: bool = False) -> Fitted:
+    """A routing for these images with all that led to it, and the weights that it makes. Nothing is remembered: the
+    same images give the same routing, whatever was asked before. Raises BundleError if the bundle will not do."""
+    info, experts = routed_info(bundle), read_experts(bundle)
+    num_layers = len(experts.layers)
+    worklist = read_worklist(bundle.info, images, resize=reading.resize, allow_burned_in=reading.allow_burned_in)
+
+    def ask_with(routing_LE: Floats) -> Ask:
+        session = _session(bundle, experts.fold(routing_LE), reading)
+        return lambda image_hwK: session.run(image_hwK[np.newaxis])[1][0]
+
+    comparison = Comparison(_looks(bundle, experts, worklist.seen, reading), experts.statistics)
+    gradient = _gradient(bundle, info, experts, reading) if refine and info.has_gradient else None
+    setting = Setting(bundle.info.classes, bundle.info.task_kind == "segmentation")
+    choice = choose(worklist.seen, comparison, num_layers, ask_with, setting, gradient)
+    weights = experts.fold(choice.routing_LE)
+    session = _session(bundle, weights, reading)
+    adaptation = Adaptation(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        bundle_sha256=bundle.signature_sha256,
+        weights_sha256=safe.digest(weights),
+        num_images=worklist.num_images,
+        num_unreadable=worklist.num_unreadable,
+        routing=tuple(tuple(row) for row in choice.routing_LE.tolist()),
+        distances=choice.distances,
+        chosen=choice.chosen,
+        usual=choice.usual,
+        tried=choice.tried,
+        refinement=choice.refinement,
+        device=session.device,
+    )
+    return Fitted(adaptation, weights, session)
+
+
+def _looks(bundle: Bundle, experts: Experts, seen: Sequence[Pixels], reading: Reading) -> list[Floats | None]:
+    """For each expert that has statistics, those of these images in the global network after that site's normalisation.
+
+    One network is in memory at a time.
+    """
+    looks: list[Floats | None] = [None] * len(experts.statistics)
+    for number, there_2F in enumerate(experts.statistics):
+        if there_2F is None or not seen:
+            continue
+        session, _ = open_session(
+            bundle.files[LOOKING_FILE],
+            experts.fold(experts.seeing(number)),
+            device=reading.device,
+            num_threads=reading.num_threads,
+        )
+
+        def look(image_hwK: Pixels, session: Any = session) -> Floats:
+            moments_2F: Floats = session.run(["statistics"], {"pixels": planes(image_hwK[np.newaxis])})[0][0]
+            return moments_2F
+
+        looks[number] = statistics_of(seen, look)
+    return looks
+
+
+def _gradient(bundle: Bundle, info: RoutedInfo, experts: Experts, reading: Reading) -> Gradient:
+    """The loss of one image and its exact gradient."""
+    term_weights_T = np.array(list(info.term_weights.values()), np.float32)
+    session, _ = open_session(
+        bundle.files[GRADIENT_FILE], experts.stacked, device=reading.device, num_threads=reading.num_threads
+    )
+
+    def gradient(image_hwK: Pixels, logits_LE: Floats) -> tuple[float, Floats]:
+        loss, slope_LE = session.run(
+            ["loss", "gradient"],
+            {
+                "pixels": planes(image_hwK[np.newaxis]),
+                "routing_logits": logits_LE,
+                "term_weights": term_weights_T,
+            },
+        )
+        return float(loss), slope_LE
+
+    return gradient
+
+
+def write_adapted(bundle: Bundle, source: Path, fitted: Fitted, out: Path) -> None:
+    """The routed bundle of the folder `source` again, with what was adapted beside what the coordinator signed.
+
+    The signature still holds for every file that it names. Raises UserError if `out` will not do.
+    """
+    take_back(out)
+    parts.check_replaceable(out)
+    files = {
+        **bundle.files,
+        parts.SIGNATURE_FILE: (source / parts.SIGNATURE_FILE).read_bytes(),
+        ADAPTATION_FILE: pretty_json(fitted.adaptation),
+        EXPLAINED_FILE: explained(routed_info(bundle), fitted.adaptation).encode(),
+        FOLDED_FILE: safe.encode(fitted.weights),
+    }
+    write_bundle(out, files)

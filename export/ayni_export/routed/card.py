@@ -1,0 +1,75 @@
+"""The model card and the licence note of a routed bundle: what a person should know before it is used."""
+
+from __future__ import annotations
+
+from ayni_export.bundle import BundleInfo
+from ayni_export.routed.record import RoutedInfo
+
+
+def routed_card(info: BundleInfo, routed: RoutedInfo) -> str:
+    """The text of docs/model_card.md."""
+    parity, speed = info.models[0].parity, routed.latency
+    rows = "\n".join(
+        f"| {name} | {note.num_train or ''} | {note.num_cases or 'none'} |"
+        for name, note in zip(routed.names, routed.experts, strict=True)
+    )
+    gradient = (
+        f"- No gradient is in it: {routed.why_no_gradient}."
+        if routed.gradient_parity is None
+        else f"- Exact gradients for `--refine`, within {routed.gradient_parity:.1e} of PyTorch's."
+    )
+    return f"""# {info.title}
+
+Routed model `{info.name}`, version `{info.version}`: {len(routed.experts)} experts of one federation, and the means to
+mix them for a place that never trained.
+
+## Intended use
+
+{info.intended_use}
+
+It is not a medical device. Answers to one worklist come from one mixture of the experts, chosen by how the images look,
+without labels; the report of each diagnosis shows the mixture.
+
+## Experts
+
+Each site agreed to share its model, and can withdraw it from later bundles. No image left any site.
+
+| expert | training images | images behind its statistics |
+|---|---:|---:|
+{rows}
+
+## How a mixture is chosen
+
+- From the worklist's feature statistics (means and variances of few layers) and those of the sites' training images.
+- A guard compares its answers with the global model's on the same images: areas, sureness and agreement. If they part
+  too far, the global model answers alone, and the report says so.
+- One image is enough; eight or more are better.
+
+## Limits
+
+- **Not measured at your place.** No figure of the sites' own models holds for a mixture, nor for other patients.
+- The guard needs no label, so it cannot know what is right: it knows only what is unusual.
+- Probabilities are not calibrated.
+
+## Technical
+
+- ONNX; the experts are stored with {"16" if routed.form == "fp16" else "32"} bits and mixed with 32, in each of \
+{len(routed.layers)} layers by weights that sum to 1.
+- ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} images: \
+logits within {parity.logits:.1e}, mixed inside the graph within {routed.routed_parity:.1e} (allowed \
+{parity.tolerance:g}).
+{gradient}
+- One image on one thread where it was made: {speed.plain_ms:.1f} ms plain, {speed.routed_ms:.1f} ms mixed inside\
+{f", {speed.gradient_ms:.1f} ms with its gradient" if speed.gradient_ms is not None else ""}.
+- SHA-256 of the experts' weights: `{info.weights_sha256}`
+"""
+
+
+def routed_licence(info: BundleInfo, routed: RoutedInfo) -> str:
+    sites = ", ".join(expert.site for expert in routed.experts[1:]) or "no single site"
+    return (
+        f"This bundle holds the global model of the task {info.task!r} and models that were shared by: {sites}.\n"
+        "The rights in the models lie with those sites and their federation, under the terms on which they agreed;\n"
+        "the bundle by itself grants none. Ayni, the software that made it, is licensed under Apache-2.0.\n"
+        "The models are provided as is, without warranty of any kind. They are not a medical device.\n"
+    )
