@@ -31,18 +31,23 @@ class View:
 
     def _move(self, images: Tensor) -> Tensor:
         images = images.flip(3) if self.mirrored else images
-        return torch.roll(images, self.shift, self._axes)
+        return _rolled(images, self.shift)
 
     def back(self, logits: Tensor) -> Tensor:
         """Answers to this view as answers to the images themselves: maps are moved back, classes stay."""
         if logits.ndim == 2:
             return logits
-        logits = torch.roll(logits, tuple(-pixels for pixels in self.shift), self._axes)
+        logits = _rolled(logits, tuple(-pixels for pixels in self.shift))
         return logits.flip(3) if self.mirrored else logits
 
-    @property
-    def _axes(self) -> tuple[int, ...]:
-        return tuple(range(2, 2 + len(self.shift)))
+
+def _rolled(images: Tensor, shift: tuple[int, ...]) -> Tensor:
+    """As torch.roll, by two slices an axis: an exported graph of it needs no index of every pixel."""
+    for axis, pixels in enumerate(shift, start=2):
+        images = torch.cat(
+            torch.split(images, [-pixels % images.shape[axis], pixels % images.shape[axis]], axis)[::-1], axis
+        )
+    return images
 
 
 def view(seed: int, *, num_axes: int = 2, mirror: bool = False) -> View:

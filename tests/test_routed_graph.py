@@ -1,0 +1,238 @@
+"""The three graphs in ONNX Runtime against torch and against each other: U-Net and classifier, both precisions.
+
+Networks with random weights, experts that differ in every tensor and in how they normalise. E = 3 experts.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from ayni.errors import IntegrityError
+from ayni.learning.networks import Network, build_network
+from ayni.learning.statistics import statistics_of
+from ayni.task import Architecture, ImageSettings, ResNetSettings, UNetSettings
+from ayni_export.graph import parity_images
+from ayni_export.routed.answers import MEAN, STD, with_normalisation
+from ayni_export.routed.fold import folded
+from ayni_export.routed.graph import gradient_graph, plain_graph, routed_graph
+from ayni_export.routed.layers import layers_of
+from ayni_export.routed.losses import WEIGHTS, terms_of, total
+from ayni_export.routed.mixing import mixed, stacked
+from ayni_export.routed.parity import check_forward, check_gradient
+from ayni_export.routed.views import view
+from ayni_export.runtime import open_session
+
+IMAGE = ImageSettings(height=16, width=24)
+TEMPERATURE, NUM_EXPERTS = 1.5, 3
+VIEW = view(0)
+KINDS: dict[str, Architecture] = {
+    "segmentation": UNetSettings(channels=(4, 8), features=4),
+    "classification": ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8), stem_stride=2, max_pool=True),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@dataclass(frozen=True)
+class Made:
+    network: Network
+    experts: list[dict[str, Tensor]]  # with how each one normalises
+    stack: dict[str, Tensor]
+    plain: bytes
+    routed: bytes
+    gradient: bytes
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        return {name: tensor.numpy() for name, tensor in self.stack.items()}
+
+
+@functools.cache
+def made(kind: str) -> Made:
+    """The U-Net's experts in single precision, the classifier's in half."""
+    torch.manual_seed(0)
+    network = build_network(KINDS[kind], IMAGE, 2).eval()
+    precision = torch.float32 if kind == "segmentation" else torch.float16
+    experts = []
+    for i in range(NUM_EXPERTS):
+        weights = {name: v + 0.1 * torch.randn(v.shape) for name, v in network.state_dict().items()}
+        expert = with_normalisation(weights, [0.3 + 0.1 * i], [0.2 + 0.05 * i])
+        experts.append({name: tensor.to(precision).float() for name, tensor in expert.items()})
+    stack = {name: tensor.to(precision) for name, tensor in stacked(experts).items()}
+    return Made(
+        network,
+        experts,
+        stack,
+        plain_graph(network, experts[0], IMAGE, temperature=TEMPERATURE),
+        routed_graph(network, stack, IMAGE, temperature=TEMPERATURE),
+        gradient_graph(network, stack, IMAGE, view=VIEW),
+    )
+
+
+def pixels(num_images: int = 5) -> Any:
+    return parity_images(1, IMAGE.height, IMAGE.width)[:num_images]
+
+
+def by_torch(kind: str, weights: dict[str, Tensor], images: Any) -> tuple[Tensor, Tensor]:
+    """Logits and statistics, by the network alone, without any of our mixing or normalising."""
+    network = made(kind).network
+    network.load_state_dict({name: v for name, v in weights.items() if name not in (MEAN, STD)})
+    with torch.no_grad():
+        x = (torch.from_numpy(images).float() / 255 - weights[MEAN].item()) / weights[STD].item()
+        return network(x), statistics_of(network, x)
+
+
+def ask(graph: bytes, weights: dict[str, Any], images: Any, **inputs: Any) -> list[Any]:
+    session, _ = open_session(graph, weights, device="cpu")
+    return list(session.run(None, {"pixels": images, **inputs}))
+
+
+def random_routing(kind: str) -> Any:
+    num_layers = len(layers_of(made(kind).stack))
+    return np.random.default_rng(1).dirichlet(np.ones(NUM_EXPERTS), num_layers).astype(np.float32)
+
+
+@every_kind
+@pytest.mark.parametrize("expert", range(NUM_EXPERTS))
+def test_a_one_hot_routing_is_that_expert_in_onnx_runtime_too(kind: str, expert: int) -> None:
+    m = made(kind)
+    one_hot = np.repeat(np.eye(NUM_EXPERTS, dtype=np.float32)[[expert]], len(layers_of(m.stack)), axis=0)
+    logits, statistics = by_torch(kind, m.experts[expert], pixels())
+    alone = ask(m.plain, {name: v.numpy() for name, v in m.experts[expert].items()}, pixels())
+    through_routing = ask(m.routed, m.arrays, pixels(), routing=one_hot)
+    through_fold = ask(m.plain, folded(m.arrays, one_hot, layers_of(m.stack)), pixels())
+    for found in (alone, through_routing, through_fold):
+        np.testing.assert_allclose(found[0], logits, atol=1e-5)
+        probabilities = torch.sigmoid(logits / 1.5) if kind == "segmentation" else torch.softmax(logits / 1.5, dim=1)
+        np.testing.assert_allclose(found[1], probabilities, atol=1e-6)
+        np.testing.assert_allclose(found[2], statistics, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(alone[0], through_fold[0])  # bit for bit
+
+
+@every_kind
+def test_folded_routed_and_torch_agree_on_any_routing(kind: str) -> None:
+    m, routing_LE = made(kind), random_routing(kind)
+    layers = layers_of(m.stack)
+    logits, _ = by_torch(kind, mixed(m.stack, torch.from_numpy(routing_LE), layers), pixels())
+    plain = ask(m.plain, folded(m.arrays, routing_LE, layers), pixels())
+    routed = ask(m.routed, m.arrays, pixels(), routing=routing_LE)
+    np.testing.assert_allclose(plain[0], logits, atol=1e-5)
+    np.testing.assert_allclose(routed[0], logits, atol=1e-5)
+    soup = np.full_like(routing_LE, 1 / NUM_EXPERTS)
+    assert np.abs(ask(m.routed, m.arrays, pixels(), routing=soup)[0] - routed[0]).max() > 0.01  # the routing counts
+
+
+@every_kind
+def test_an_image_alone_and_in_a_stream_gets_one_answer(kind: str) -> None:
+    m, routing_LE = made(kind), random_routing(kind)
+    session, _ = open_session(m.routed, m.arrays, device="cpu")
+    together = session.run(None, {"pixels": pixels(), "routing": routing_LE})
+    for i in (3, 0, 4, 3):
+        alone = session.run(None, {"pixels": pixels()[i : i + 1], "routing": routing_LE})
+        for one, all_of_them in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one[0], all_of_them[i], rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+def test_the_gradient_is_torchs_and_that_of_finite_differences(kind: str) -> None:
+    """By the network alone in double precision: autograd in torch, and a small step to either side."""
+    m, layers = made(kind), layers_of(made(kind).stack)
+    network = build_network(KINDS[kind], IMAGE, 2).eval().double()
+    stack = {name: tensor.double() for name, tensor in m.stack.items()}
+    image = torch.from_numpy(pixels(4)[3:4]).double() / 255
+
+    def loss(logits_LE: Tensor) -> Tensor:
+        weights = mixed(stack, torch.softmax(logits_LE, dim=1), layers)
+        x = (image - weights.pop(MEAN)) / weights.pop(STD)
+        one, other = (torch.func.functional_call(network, weights, (seen,)) for seen in (x, VIEW.of(x)))
+        return total(terms_of(one, VIEW.back(other)), WEIGHTS[kind])
+
+    logits_LE = torch.log(torch.from_numpy(random_routing(kind))).double()
+    exact_LE = torch.func.grad(loss)(logits_LE)
+    term_weights = np.array(list(WEIGHTS[kind].values()), np.float32)
+    value, terms, found_LE = ask(
+        m.gradient, m.arrays, pixels(4)[3:4], routing_logits=logits_LE.float().numpy(), term_weights=term_weights
+    )
+    largest = exact_LE.abs().max().item()
+    assert largest > 1e-3
+    np.testing.assert_allclose(found_LE, exact_LE, rtol=0, atol=1e-4 * largest)
+    assert value == pytest.approx(loss(logits_LE).item(), abs=1e-5)
+    assert value == pytest.approx(float(terms @ term_weights), abs=1e-6)
+    steepest = exact_LE.abs().argmax().item()
+    step_LE = torch.zeros_like(logits_LE).flatten().index_fill(0, torch.tensor(steepest), 1e-5).reshape(logits_LE.shape)
+    slope = (loss(logits_LE + step_LE) - loss(logits_LE - step_LE)).item() / 2e-5
+    assert found_LE.flatten()[steepest] == pytest.approx(slope, rel=1e-3)
+
+
+@every_kind
+def test_the_weight_of_a_term_is_an_input(kind: str) -> None:
+    m = made(kind)
+    inputs = {"routing_logits": np.zeros((len(layers_of(m.stack)), NUM_EXPERTS), np.float32)}
+    num_terms = len(WEIGHTS[kind])
+    parts = [
+        ask(m.gradient, m.arrays, pixels(4)[3:4], term_weights=row, **inputs)
+        for row in np.eye(num_terms, dtype=np.float32)
+    ]
+    for i, (value, terms, _) in enumerate(parts):
+        assert value == terms[i] != 0
+    weights = np.linspace(1, 2, num_terms).astype(np.float32)
+    whole = ask(m.gradient, m.arrays, pixels(4)[3:4], term_weights=weights, **inputs)
+    summed = sum(weight * part[2] for weight, part in zip(weights, parts, strict=True))
+    np.testing.assert_allclose(whole[2], summed, atol=1e-6)
+
+
+@every_kind
+def test_the_gate_passes_what_agrees_and_says_how_closely(kind: str) -> None:
+    m = made(kind)
+    parity = check_forward(m.network, m.stack, IMAGE, temperature=TEMPERATURE, plain=m.plain, routed=m.routed)
+    assert parity.num_images == 16
+    assert 0 < parity.logits < 1e-5
+    assert check_gradient(m.network, m.stack, IMAGE, view=VIEW, gradient=m.gradient) < 1e-4
+
+
+def test_the_gate_stops_what_differs() -> None:
+    """Another second view gives another gradient; another slope of an activation, other logits."""
+    m = made("segmentation")
+    with pytest.raises(IntegrityError, match="differ from torch's"):
+        check_gradient(m.network, m.stack, IMAGE, view=view(1), gradient=m.gradient)
+    other = build_network(KINDS["segmentation"], IMAGE, 2)
+    other.extractor.act = torch.nn.LeakyReLU(0.2)
+    with pytest.raises(IntegrityError, match="logits of mixed experts"):
+        check_forward(other, m.stack, IMAGE, temperature=TEMPERATURE, plain=m.plain)
+
+
+def test_the_gate_stops_what_is_not_a_number() -> None:
+    m = made("segmentation")
+    stack = {**m.stack, "head.bias": torch.full_like(m.stack["head.bias"], torch.nan)}
+    with pytest.raises(IntegrityError, match="differ from torch's by inf"):
+        check_forward(m.network, stack, IMAGE, temperature=TEMPERATURE, plain=m.plain)
+    with pytest.raises(IntegrityError, match="differ from torch's by inf"):
+        check_gradient(m.network, stack, IMAGE, view=VIEW, gradient=m.gradient)
+
+
+@every_kind
+def test_no_graph_holds_a_weight_or_a_word_of_where_it_was_made(kind: str) -> None:
+    m = made(kind)
+    for graph, most_bytes in ((m.plain, 64 << 10), (m.routed, 64 << 10), (m.gradient, 2 << 20)):
+        assert len(graph) < most_bytes
+        proto = onnx.ModelProto.FromString(graph)
+        outside = {t.name for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+        assert outside == set(m.stack)
+        assert not {value.name for value in proto.graph.input} & outside
+        for path in (b"/home", b"/work", b"site-packages", b".py"):
+            assert path not in graph
+
+
+def test_a_network_whose_gradient_has_no_graph_is_refused_in_words() -> None:
+    network = build_network(KINDS["segmentation"], IMAGE, 2)
+    network.extractor.act = torch.nn.Sequential(torch.nn.LeakyReLU(0.1), torch.nn.Conv2d(4, 4, 3, padding=1, groups=2))
+    stack = stacked([with_normalisation(network.state_dict(), [0.5], [0.2])] * 2)
+    with pytest.raises(IntegrityError, match="exact gradient has no graph"):
+        gradient_graph(network, stack, IMAGE, view=VIEW)
