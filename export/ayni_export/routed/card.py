@@ -16,7 +16,7 @@ def routed_card(info: BundleInfo, routed: RoutedInfo) -> str:
     gradient = (
         f"- No gradient is in it: {routed.why_no_gradient}."
         if routed.gradient_parity is None
-        else f"- Exact gradients for `--refine`, within {routed.gradient_parity:.1e} of PyTorch's."
+        else f"- Exact gradients for `--refine`, within a share of {routed.gradient_parity:.1e} of PyTorch's."
     )
     return f"""# {info.title}
 
@@ -56,8 +56,7 @@ Each site agreed to share its model, and can withdraw it from later bundles. No 
 - ONNX; the experts are stored with {"16" if routed.form == "fp16" else "32"} bits and mixed with 32, in each of \
 {len(routed.layers)} layers by weights that sum to 1.
 - ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} images: \
-logits within {parity.logits:.1e}, mixed inside the graph within {routed.routed_parity:.1e} (allowed \
-{parity.tolerance:g}).
+logits of mixed experts within {parity.logits:.1e}, mixed before or inside the graph (allowed {parity.tolerance:g}).
 {gradient}
 - One image on one thread where it was made: {speed.plain_ms:.1f} ms plain, {speed.routed_ms:.1f} ms mixed inside\
 {f", {speed.gradient_ms:.1f} ms with its gradient" if speed.gradient_ms is not None else ""}.

@@ -18,27 +18,26 @@ from pathlib import Path
 import monai
 import numpy as np
 import torch
+from torch import Tensor
 
 from ayni.errors import IntegrityError, UserError
-from ayni.learning.networks import build_network, shapes_of
+from ayni.learning.networks import Network
 from ayni.tensors import safe
-from ayni.tensors.safe import Array
 from ayni.trained_model import Scores
 from ayni_export import bundle as parts
 from ayni_export.bundle import BundleInfo, ModelFile, Parity
 from ayni_export.bundle_folder import pretty_json, take_back, write_bundle
-from ayni_export.graph import TOLERANCE
 from ayni_export.monai_metadata import monai_metadata
 from ayni_export.routed import record
-from ayni_export.routed.answers import with_normalisation
 from ayni_export.routed.card import routed_card, routed_licence
+from ayni_export.routed.collecting import comparable, notes_of, stack_of
 from ayni_export.routed.external import located
 from ayni_export.routed.graph import gradient_graph, plain_graph, routed_graph
 from ayni_export.routed.layers import layers_of
 from ayni_export.routed.losses import WEIGHTS
-from ayni_export.routed.measured import Model, gradient_parity, latency, plain_parity, routed_parity
-from ayni_export.routed.mixing import stacked
-from ayni_export.routed.record import ExpertNote, Form, RoutedInfo
+from ayni_export.routed.measured import latency
+from ayni_export.routed.parity import check_forward, check_gradient
+from ayni_export.routed.record import Form, RoutedInfo
 from ayni_export.routed.source import Federation, read_federation
 from ayni_export.routed.views import view
 from ayni_export.signature import sign_files
@@ -59,118 +58,73 @@ def export_routed(federation: Federation, bundle: Path, *, form: Form = "fp16") 
     """
     take_back(bundle)
     parts.check_replaceable(bundle)
-    model = _model(federation, form)
-    tensors, image = model.tensors(), federation.task.image
-    first = {name: tensor[0].float() for name, tensor in tensors.items()}
-    experts = safe.encode(model.stack)
-    # a folded network's file will be laid out like this one, so the graph can say where its weights lie
-    example = safe.encode({name: tensor.numpy() for name, tensor in first.items()})
-    place, beside = Path(record.FOLDED_FILE).name, Path(record.EXPERTS_FILE).name
-    looking = plain_graph(model.network, first, image, temperature=TEMPERATURE)
-    plain = plain_graph(model.network, first, image, temperature=TEMPERATURE, statistics=False)
-    routed = routed_graph(model.network, tensors, image, temperature=TEMPERATURE)
-    files = {
-        record.PLAIN_FILE: located(plain, place, example),
-        record.LOOKING_FILE: located(looking, place, example),
-        record.ROUTED_FILE: located(routed, beside, experts),
-        record.EXPERTS_FILE: experts,
-        record.STATISTICS_FILE: _statistics(federation),
-    }
-    about, parity, gradient = _measured(federation, model, files, form)
-    if gradient is not None:
-        files[record.GRADIENT_FILE] = located(gradient, beside, experts)
-    info = _info(federation, about, parity, safe.digest(model.stack))
+    network, stack = stack_of(federation, form)
+    files, routed, parity = _graphs(federation, network, stack, form)
+    info = _info(federation, routed, parity, safe.digest({name: tensor.numpy() for name, tensor in stack.items()}))
     versions = {"monai": monai.__version__, "pytorch": str(torch.__version__), "numpy": np.__version__}
     files |= {
+        record.STATISTICS_FILE: safe.encode(comparable(federation)),
         parts.METADATA_FILE: pretty_json(monai_metadata(info, versions)),
-        parts.MODEL_CARD_FILE: routed_card(info, about).encode(),
-        parts.LICENSE_FILE: routed_licence(info, about).encode(),
+        parts.MODEL_CARD_FILE: routed_card(info, routed).encode(),
+        parts.LICENSE_FILE: routed_licence(info, routed).encode(),
     }
     files[parts.SIGNATURE_FILE] = sign_files(files, federation.signing_key, None)
     write_bundle(bundle, files)
     return info
 
 
-def _model(federation: Federation, form: Form) -> Model:
-    """The experts' tensors as they will be stored. Raises IntegrityError if one does not fit the task's network."""
-    task, kind = federation.task, np.float16 if form == "fp16" else np.float32
-    network = build_network(task.small_network, task.image, len(task.classes)).eval()
-    names = [expert.info.site for expert in federation.experts]
-    if not names or names[0] != "global" or len(set(names)) < len(names):
-        raise IntegrityError(f"experts are the global model and at most one of each site, not {names}")
-    states = []
-    for expert in federation.experts:
-        if expert.info.task != task.name or len(expert.info.pixel_mean) != task.image.channels:
-            raise IntegrityError(f"the expert of {expert.info.site!r} is of another task than {task.name!r}")
-        safe.check_like(expert.weights, shapes_of(network))
-        weights = {name: torch.from_numpy(np.array(expert.weights[name])) for name in shapes_of(network)}
-        states.append(with_normalisation(weights, expert.info.pixel_mean, expert.info.pixel_std))
-    with np.errstate(over="ignore"):  # refused in the next lines
-        stack: dict[str, Array] = {name: tensor.numpy().astype(kind) for name, tensor in stacked(states).items()}
-    for name, tensor in stack.items():
-        safe.check_floats(name, tensor)
-    return Model(network, stack, layers_of(stack), task.image, TEMPERATURE)
-
-
-def _statistics(federation: Federation) -> bytes:
-    """[2, F] by site, of those that can be compared: made in the very global model that is packed."""
-    return safe.encode(_comparable(federation))
-
-
-def _comparable(federation: Federation) -> dict[str, Array]:
-    digest = safe.digest(federation.experts[0].weights)
-    return {
-        expert.info.site: expert.statistics_2F
-        for expert in federation.experts
-        if expert.statistics_2F is not None and expert.info.reference_digest == digest
-    }
-
-
-def _measured(
-    federation: Federation, model: Model, files: dict[str, bytes], form: Form
-) -> tuple[RoutedInfo, Parity, bytes | None]:
-    """Gates: nothing is written if the answers differ from torch's; no gradient goes in if that one does."""
-    task = federation.task
-    plain, routed = files[record.PLAIN_FILE], files[record.ROUTED_FILE]
-    parity, apart = plain_parity(model, plain), routed_parity(model, routed)
-    if not max(parity.logits, apart) <= TOLERANCE:
-        raise IntegrityError(
-            f"ONNX Runtime's logits differ from torch's by {max(parity.logits, apart):.2g} (at most {TOLERANCE:g} is "
-            "allowed): no bundle was written. Update torch and onnxruntime."
-        )
-    terms, second = WEIGHTS[task.kind], view(task.seed, mirror=task.training.mirror)
-    gradient, slope_apart, why = None, None, ""
-    try:
-        gradient = gradient_graph(model.network, model.tensors(), task.image, view=second)
-        slope_apart = gradient_parity(model, gradient, second, terms)
-    except IntegrityError as error:
-        why = str(error)
-    if slope_apart is not None and not slope_apart <= TOLERANCE:
-        gradient, slope_apart, why = None, None, f"it differs from torch's by {slope_apart:.2g}"
-    with_statistics = _comparable(federation)
-    notes = tuple(
-        ExpertNote(
-            site=expert.info.site,
-            num_train=expert.info.num_train,
-            rounds=expert.info.rounds,
-            num_cases=expert.info.num_cases if expert.info.site in with_statistics else 0,
-            weights_sha256=safe.digest(expert.weights),
-        )
-        for expert in federation.experts
-    )
-    info = RoutedInfo(
-        experts=notes,
-        tensors=tuple(model.stack),
-        layers=tuple(layer.name for layer in model.layers),
+def _graphs(
+    federation: Federation, network: Network, stack: dict[str, Tensor], form: Form
+) -> tuple[dict[str, bytes], RoutedInfo, Parity]:
+    """The graphs and the experts beside them, and what is known of both. Nothing comes of it if ONNX Runtime's answers
+    differ from torch's; if only the gradient does, or has no graph, it is left out and the bundle says so."""
+    task, arrays = federation.task, {name: tensor.numpy() for name, tensor in stack.items()}
+    first = {name: tensor[0].float() for name, tensor in stack.items()}
+    plain = plain_graph(network, first, task.image, temperature=TEMPERATURE, statistics=False)
+    looking = plain_graph(network, first, task.image, temperature=TEMPERATURE)
+    routed = routed_graph(network, stack, task.image, temperature=TEMPERATURE)
+    check_forward(network, stack, task.image, temperature=TEMPERATURE, plain=plain)
+    parity = check_forward(network, stack, task.image, temperature=TEMPERATURE, plain=looking, routed=routed)
+    gradient, apart, why = _gradient(federation, network, stack)
+    terms = WEIGHTS[task.kind]
+    speed = latency(arrays, task.image, plain=plain, routed=routed, gradient=gradient, term_weights=terms)
+    about = RoutedInfo(
+        experts=notes_of(federation),
+        tensors=tuple(stack),
+        layers=tuple(layer.name for layer in layers_of(stack)),
         form=form,
         reference_digest=safe.digest(federation.experts[0].weights),
         term_weights=terms,
-        routed_parity=apart,
-        gradient_parity=slope_apart,
+        gradient_parity=apart,
         why_no_gradient=why,
-        latency=latency(model, plain, routed, gradient, terms),
+        latency=speed,
     )
-    return info, parity, gradient
+    experts = safe.encode(arrays)
+    # a folded network's file will be laid out like this one, so the graph can say where its weights will lie
+    example = safe.encode({name: tensor.numpy() for name, tensor in first.items()})
+    place, beside = Path(record.FOLDED_FILE).name, Path(record.EXPERTS_FILE).name
+    files = {
+        record.EXPERTS_FILE: experts,
+        record.PLAIN_FILE: located(plain, place, example),
+        record.LOOKING_FILE: located(looking, place, example),
+        record.ROUTED_FILE: located(routed, beside, experts),
+    }
+    if gradient is not None:
+        files[record.GRADIENT_FILE] = located(gradient, beside, experts)
+    return files, about, parity
+
+
+def _gradient(
+    federation: Federation, network: Network, stack: dict[str, Tensor]
+) -> tuple[bytes | None, float | None, str]:
+    """The graph and how closely it follows torch; or why there is none."""
+    task = federation.task
+    second = view(task.seed, mirror=task.training.mirror)
+    try:
+        gradient = gradient_graph(network, stack, task.image, view=second)
+        return gradient, check_gradient(network, stack, task.image, view=second, gradient=gradient), ""
+    except IntegrityError as error:
+        return None, None, str(error)
 
 
 def _info(federation: Federation, routed: RoutedInfo, parity: Parity, digest: str) -> BundleInfo:

@@ -62,8 +62,7 @@ class RoutedInfo(_Record, frozen=True, kw_only=True):
     form: Form
     reference_digest: Digest  # of the global model in which the statistics were made
     term_weights: dict[str, Figure]  # of the loss that the gradient is of, in this order
-    routed_parity: Figure  # largest difference of the routed graph's logits from torch's
-    gradient_parity: Figure | None  # of the gradient from torch's; None: this bundle has no gradient
+    gradient_parity: Figure | None  # largest difference from torch's, of the largest entry; None: there is no gradient
     why_no_gradient: str = ""
     latency: Latency
 

@@ -1,0 +1,185 @@
+"""The choice of a routing: figures by hand for the start, the steps, the guard and the words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ayni.tensors.safe import Floats
+from ayni_export.routed.adapt import Ask, Comparison, Setting, candidates, choose, only_global, shared
+from ayni_export.routed.guard import Limits, answers_of, brief, refusals
+from ayni_export.routed.refine import Pixels, refined
+from ayni_export.routed.start import distance, start_weights
+from ayni_export.routed.words import who_spoke
+from ayni_export.routed.worklist import MAX_SEEN_BYTES, MAX_SEEN_IMAGES, evenly_spread
+
+NUM_LAYERS = 3
+DISC = np.zeros((1, 4, 4), np.float32)
+DISC[0, 1:3, 1:3] = 0.9  # 4 of 16 pixels
+IMAGES = [np.full((4, 4, 1), value, np.uint8) for value in (10, 20)]
+
+
+def moments(mean: float, variance: float = 1.0) -> Floats:
+    return np.array([[mean], [variance]], np.float32)
+
+
+def test_the_distance_is_the_mean_of_both_kl_divergences() -> None:
+    # N(0, 1) and N(2, 4): KL one way ln 2 + (1 + 4) / 8 - 1/2, the other way -ln 2 + (4 + 4) / 2 - 1/2; half their sum
+    assert distance(moments(0), moments(2, 4)) == pytest.approx((5 / 8 + 4 - 1) / 2, rel=1e-5)
+    assert distance(moments(2, 4), moments(0)) == pytest.approx((5 / 8 + 4 - 1) / 2, rel=1e-5)
+
+
+def test_who_gave_no_statistics_gets_nothing_and_without_any_the_global_model_gets_all() -> None:
+    here = [None, moments(0), None, moments(0)]
+    weights_E = start_weights(here, [None, moments(0), None, moments(1)])
+    assert weights_E[[0, 2]].tolist() == [0, 0]
+    assert weights_E[1] > weights_E[3] > 0
+    assert weights_E.sum() == pytest.approx(1)
+    assert start_weights([None, None], [None, None]).tolist() == [1, 0]
+
+
+def linear(slopes_E: list[float]) -> Callable[[Pixels, Floats], tuple[float, Floats]]:
+    """A loss that is linear in every layer's logits, whatever the image."""
+
+    def gradient(image_hwK: Pixels, logits_LE: Floats) -> tuple[float, Floats]:
+        slope_LE = np.repeat(np.array([slopes_E], np.float32) / len(logits_LE), len(logits_LE), axis=0)
+        return float((slope_LE * logits_LE).sum()), slope_LE
+
+    return gradient
+
+
+def test_no_steps_give_the_start_itself_bit_for_bit() -> None:
+    start_E = np.array([0.1, 0.7, 0.2], np.float32)
+    refined_E, refinement = refined(IMAGES, start_E, linear([1, -1, 0]), NUM_LAYERS, num_steps=0)
+    assert refined_E is start_E
+    assert refinement.num_steps == 0
+
+
+def test_the_first_step_of_adam_goes_by_the_sign_of_each_slope() -> None:
+    start_E = np.full(3, 1 / 3, np.float32)
+    refined_E, refinement = refined(IMAGES[:1], start_E, linear([1, -1, 0]), NUM_LAYERS)
+    # logits move by -.2 / (1 + .001), +.2 / (1 + .001), 0
+    powers = np.exp(np.array([-0.2, 0.2, 0]) / 1.001)
+    assert refined_E == pytest.approx(powers / powers.sum(), abs=1e-6)
+    assert refinement.num_steps == 1  # one image, one step
+
+
+def test_the_same_images_give_the_same_steps_whatever_was_refined_before() -> None:
+    start_E = np.array([0.5, 0.5], np.float32)
+    first, _ = refined(IMAGES, start_E, linear([1, -1]), NUM_LAYERS)
+    refined(IMAGES[:1], start_E, linear([-5, 3]), NUM_LAYERS)
+    again, _ = refined(IMAGES, start_E, linear([1, -1]), NUM_LAYERS)
+    assert np.array_equal(first, again)
+
+
+def test_the_guards_figures_by_hand() -> None:
+    half = np.full((1, 4, 4), 0.25, np.float32)
+    half[0, 1:3, 1:4] = 0.75  # 6 of 16 pixels, 4 of them in the disc
+    reference, replies = [brief(DISC), brief(DISC)], [brief(half), brief(DISC)]
+    answers = answers_of(replies, reference)
+    assert answers.shares == pytest.approx(((6 + 4) / 2 / 16,))
+    assert answers.agreement == pytest.approx((2 * 4 / (6 + 4) + 1) / 2)
+    quarter = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
+    disc = 4 / 16 * -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
+    assert answers.entropy == pytest.approx((quarter + disc) / 2, abs=1e-6)
+
+
+def test_images_in_which_nothing_is_outlined_by_either_agree() -> None:
+    empty = [brief(np.zeros((2, 3, 5), np.float32))]
+    assert answers_of(empty, empty).agreement == 1
+
+
+def test_the_guard_counts_classes_that_are_the_same() -> None:
+    reference = [brief(np.array(p, np.float32)) for p in ([0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.9, 0.1])]
+    replies = [brief(np.array(p, np.float32)) for p in ([0.9, 0.1], [0.1, 0.9], [0.2, 0.8], [0.9, 0.1])]
+    answers = answers_of(replies, reference)
+    assert answers.shares == (0.5, 0.5)
+    assert answers.agreement == 0.75
+    usual = answers_of(reference, reference)
+    assert refusals(answers, usual, ("no", "yes"), dense=False, limits=Limits(least_same_class=0.7)) == ()
+    (refused,) = refusals(answers, usual, ("no", "yes"), dense=False, limits=Limits(least_same_class=0.8))
+    assert "same as the global model in only 75 %" in refused
+
+
+def setting() -> Setting:
+    return Setting(("disc",), dense=True)
+
+
+def answering(by_expert: list[Floats]) -> Callable[[Floats], Ask]:
+    """A mixture answers what the expert with the most weight does."""
+    return lambda routing_LE: lambda image_hwK: by_expert[int(routing_LE[0].argmax())]
+
+
+NEAR_THE_SECOND = Comparison([None, moments(0)], [None, moments(0)])
+
+
+def test_a_mixture_that_collapses_to_background_falls_back_to_the_global_model_and_says_so() -> None:
+    choice = choose(IMAGES, NEAR_THE_SECOND, NUM_LAYERS, answering([DISC, 0 * DISC]), setting())
+    assert choice.chosen == "global"
+    assert np.array_equal(choice.routing_LE, only_global(NUM_LAYERS, 2))
+    (tried,) = choice.tried
+    assert tried.weights == (0, 1)
+    assert "far less of disc: 0.0 % of the image, where the global model outlines 25.0 %" in tried.refused[0]
+    assert "overlap with the global model's by only 0.00" in tried.refused[1]
+
+
+def test_a_mixture_that_floods_the_image_or_is_less_sure_is_refused() -> None:
+    flood, unsure = np.full_like(DISC, 0.99), np.clip(DISC, 0.3, 0.7)
+    for answer, reason in ((flood, "far more of disc"), (unsure, "less sure")):
+        choice = choose(IMAGES, NEAR_THE_SECOND, NUM_LAYERS, answering([DISC, answer]), setting())
+        assert choice.chosen == "global"
+        assert any(reason in refused for refused in choice.tried[0].refused)
+
+
+def test_a_mixture_that_the_guard_passes_is_the_start_bit_for_bit() -> None:
+    choice = choose(IMAGES, NEAR_THE_SECOND, NUM_LAYERS, answering([DISC, 1.05 * DISC]), setting())
+    assert (choice.chosen, choice.refinement) == ("start", None)
+    start_E = start_weights(NEAR_THE_SECOND.here, NEAR_THE_SECOND.there)
+    assert np.array_equal(choice.routing_LE, shared(start_E, NUM_LAYERS))
+    assert choice.distances == (None, 0.0)
+
+
+def test_refined_steps_that_make_answers_less_sure_give_way_to_the_start() -> None:
+    near = Comparison([None, moments(0), moments(0)], [None, moments(0), moments(0.1)])
+    made = candidates(near, IMAGES, NUM_LAYERS, linear([0, 1, -1]))
+    assert [each.name for each in made] == ["refined", "start"]
+    assert made[0].routing_LE[0, 2] > made[1].routing_LE[0, 2]
+    slightly = np.clip(DISC, 0.001, 0.9)
+
+    def ask_with(routing_LE: Floats) -> Ask:
+        return lambda image_hwK: slightly if np.array_equal(routing_LE, made[0].routing_LE) else DISC
+
+    choice = choose(IMAGES, near, NUM_LAYERS, ask_with, setting(), linear([0, 1, -1]))
+    assert choice.chosen == "start"
+    assert "less sure than those that it started from" in choice.tried[0].refused[-1]
+    assert choice.refinement is not None
+    surer = choose(IMAGES, near, NUM_LAYERS, lambda routing_LE: lambda image_hwK: DISC, setting(), linear([0, 1, -1]))
+    assert surer.chosen == "refined"
+
+
+@pytest.mark.parametrize(("seen", "num_experts"), [([], 2), (IMAGES, 1)])
+def test_without_images_or_other_experts_the_global_model_answers(seen: list[Pixels], num_experts: int) -> None:
+    nothing = Comparison([None] * num_experts, [None] * num_experts)
+    choice = choose(seen, nothing, NUM_LAYERS, answering([]), setting())
+    assert (choice.chosen, choice.tried) == ("global", ())
+    assert choice.routing_LE.tolist() == [[1.0, 0.0][:num_experts]] * NUM_LAYERS
+
+
+def test_a_long_worklist_is_thinned_out_evenly_and_stays_small() -> None:
+    images = [np.full((64, 64, 1), number % 256, np.uint8) for number in range(1000)]
+    seen, num_images = evenly_spread(iter(images))
+    numbers = [int(image[0, 0, 0]) for image in seen]
+    assert num_images == 1000
+    assert MAX_SEEN_IMAGES // 2 < len(seen) <= MAX_SEEN_IMAGES
+    assert len({(b - a) % 256 for a, b in zip(numbers, numbers[1:], strict=False)}) == 1
+    large = [np.zeros((1024, 1024, 3), np.uint8) for _ in range(9)]
+    assert sum(image.nbytes for image in evenly_spread(large)[0]) <= MAX_SEEN_BYTES
+
+
+def test_who_speaks_in_words() -> None:
+    names = ("the global model", "the model of north")
+    assert who_spoke(names, (0.0, 1.0)) == "the model of north speaks alone"
+    assert who_spoke(names, (0.005, 0.995)) == "the model of north speaks almost alone"
+    assert who_spoke(names, (0.6, 0.4)) == "the global model speaks with 60 %, the model of north with 40 %"
