@@ -54,7 +54,7 @@ def test_at_a_hospital_the_large_network_stays_and_diagnoses_wherever_the_method
     setup = small_setup(small_task("classification"), method_named(name))
     outcomes = run(name, setup)
     num_large = sum(1 for _ in outcomes["c-hospital"].candidates[0].network.parameters())
-    num_small = sum(1 for _ in outcomes["a-clinic"].candidates[0].network.parameters())
+    num_small = sum(1 for _ in outcomes["a-clinic"].candidates[-1].network.parameters())
     assert (num_large > num_small) == (name not in {"fedavg", "fedprox", "fedbn"})
 
 
@@ -185,7 +185,13 @@ def test_fedkd_divides_the_distillation_by_the_doubt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("fedmd", {}), ("ayni_mean", {"teaching": 0.0}), ("fedproto", {"pull": 0.0})]
+    ("name", "changes"),
+    [
+        ("fedmd", {}),
+        ("ayni_mean", {"teaching": 0.0}),
+        ("ayni_pair", {"own_teaching": 0.0}),
+        ("fedproto", {"pull": 0.0}),
+    ],
 )
 def test_from_round_two_on_a_clinic_learns_from_what_came_down(name: str, changes: dict[str, float]) -> None:
     """Each method's own term changes what a clinic ends with; without it (or with other answers) it ends elsewhere."""
@@ -199,6 +205,21 @@ def test_from_round_two_on_a_clinic_learns_from_what_came_down(name: str, change
         alone = Setup(setup.task, setup.sites[:1], setup.public, setup.settings)  # a mean of its own answers only
         without = run(name, alone)["a-clinic"].candidates[-1].network
     assert safe.digest(weights_of(with_it)) != safe.digest(weights_of(without))
+
+
+def test_a_pair_answers_with_the_mean_of_two_networks_and_the_own_one_never_travels() -> None:
+    method = method_named("ayni_pair")
+    setup = small_setup(small_task("classification", form="fp32"), method)
+    both, mean, own, _ = (one.network.eval() for one in run("ayni_pair", setup)["a-clinic"].candidates)
+    x_BCHW = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(both(x_BCHW), (mean(x_BCHW) + own(x_BCHW)) / 2, atol=1e-6)
+    _, broadcast = method.open(setup)
+    state = method.init(setup, setup.sites[0])
+    sent = method.site_step(setup, state, broadcast.to("clinic"), 1)
+    travelling = safe.decode(sent["model"])
+    assert safe.digest(travelling) == safe.digest(weights_of(state.network))
+    assert safe.digest(travelling) != safe.digest(weights_of(state.own))
 
 
 def test_methods_without_weights_move_answers_or_prototypes_only() -> None:
