@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -44,7 +45,7 @@ def linear(slopes_E: list[float]) -> Callable[[Pixels, Floats], tuple[float, Flo
     """A loss that is linear in every layer's logits, whatever the image."""
 
     def gradient(image_hwK: Pixels, logits_LE: Floats) -> tuple[float, Floats]:
-        slope_LE = np.repeat(np.array([slopes_E], np.float32) / len(logits_LE), len(logits_LE), axis=0)
+        slope_LE = np.repeat(np.array([slopes_E], np.float32) / np.float32(len(logits_LE)), len(logits_LE), axis=0)
         return float((slope_LE * logits_LE).sum()), slope_LE
 
     return gradient
@@ -173,7 +174,7 @@ def test_a_long_worklist_is_thinned_out_evenly_and_stays_small() -> None:
     numbers = [int(image[0, 0, 0]) for image in seen]
     assert num_images == 1000
     assert MAX_SEEN_IMAGES // 2 < len(seen) <= MAX_SEEN_IMAGES
-    assert len({(b - a) % 256 for a, b in zip(numbers, numbers[1:], strict=False)}) == 1
+    assert len({(b - a) % 256 for a, b in itertools.pairwise(numbers)}) == 1
     large = [np.zeros((1024, 1024, 3), np.uint8) for _ in range(9)]
     assert sum(image.nbytes for image in evenly_spread(large)[0]) <= MAX_SEEN_BYTES
 
