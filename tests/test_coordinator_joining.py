@@ -12,7 +12,18 @@ from ayni.invitation import Invitation
 from ayni.keys import Certificate, CurveKeys, SiteKeys
 from ayni.site.site import Site
 from ayni.wire import line
-from ayni.wire.messages import GetChunk, GetManifest, GetRound, GetUpload, Join, Joined, Leave, PutChunk, Submit
+from ayni.wire.messages import (
+    GetChunk,
+    GetManifest,
+    GetRound,
+    GetUpload,
+    Join,
+    Joined,
+    Leave,
+    PutChunk,
+    ShareExpert,
+    Submit,
+)
 from ayni_coordinator.by_hand import new_invitation, revoke_site
 from desk import DEADLINE_S, Desk, served
 
@@ -129,6 +140,7 @@ def test_a_temporary_key_can_do_nothing_but_join(desk: Desk) -> None:
         GetUpload(sha256=bytes(32)),
         PutChunk(kind="update", sha256=bytes(32), offset=0, total_bytes=1),
         Submit(round_number=1, update=bytes(32), soft_labels=None, num_examples=1, train_s=0.0),
+        ShareExpert(expert=bytes(32)),
         Leave(),
     ]
     for request in requests:

@@ -16,6 +16,7 @@ from ayni.wire.messages import (
     MAX_PAYLOAD_BYTES,
     VERSION,
     Chunk,
+    ExpertIs,
     GetChunk,
     GetManifest,
     GetRound,
@@ -32,6 +33,7 @@ from ayni.wire.messages import (
     Request,
     RequestBody,
     RoundIs,
+    ShareExpert,
     Submit,
     Submitted,
     UploadIs,
@@ -50,6 +52,8 @@ REQUESTS: list[RequestBody] = [
     GetUpload(sha256=SHA),
     PutChunk(kind="soft-labels", sha256=SHA, offset=0, total_bytes=1),
     Submit(round_number=1, update=SHA, soft_labels=None, num_examples=1, train_s=0.5),
+    ShareExpert(expert=SHA),
+    ShareExpert(expert=None),
     Leave(),
 ]
 REPLIES: list[ReplyBody] = [
@@ -62,6 +66,7 @@ REPLIES: list[ReplyBody] = [
     Chunk(sha256=SHA, offset=0, total_bytes=7),
     UploadIs(sha256=SHA, received_bytes=5, stored=False),
     Submitted(round_number=1, outcome="late"),
+    ExpertIs(expert=None),
     Left(),
     Refusal(code="busy", message="later"),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import msgspec
 from ayni.errors import UserError
 from ayni.invitation import Invitation
 from ayni.task import Name, Role
-from ayni_coordinator import federation, registry
+from ayni_coordinator import experts, federation, registry
 from ayni_coordinator.database import RoundRow, note, transaction
 from ayni_coordinator.home import CoordinatorHome
 
@@ -35,6 +35,7 @@ def revoke_site(folder: Path, site: str) -> None:
     with transaction(home.engine) as session:
         if not registry.withdraw(session, site, time.time()):
             registry.end_site(session, site, state="revoked", who="coordinator", now_s=time.time())
+            experts.withdraw(home, session, site, who="coordinator", now_s=time.time())
 
 
 def _open_round(newest: RoundRow) -> RoundRow:

@@ -167,7 +167,8 @@ def status(home: Home, json: AsJson = False) -> None:
     if view.phase == "open":
         typer.echo(f"deadline in {view.deadline_in_s:.0f} s, quorum {view.quorum}")
     for site in view.sites:
-        typer.echo(f"  {site.name} ({site.role}, {site.state}): {site.this_round}")
+        expert = ", shares its personal model" if site.expert_since else ""
+        typer.echo(f"  {site.name} ({site.role}, {site.state}{expert}): {site.this_round}")
 
 
 @coordinator_app.command("sites")
@@ -186,10 +187,11 @@ def sites(home: Home, json: AsJson = False) -> None:
     if json:
         print_json(view.sites)
         return
-    table = Table("site", "role", "state", "takes part by", "last seen", "up", "down")
+    table = Table("site", "role", "state", "takes part by", "expert since", "last seen", "up", "down")
     for site in view.sites:
         up, down = size_text(site.bytes_up), size_text(site.bytes_down)
-        table.add_row(site.name, site.role, site.state, site.participation, site.last_seen, up, down)
+        who = (site.name, site.role, site.state, site.participation, site.expert_since or "-")
+        table.add_row(*who, site.last_seen, up, down)
     Console().print(table)
 
 

@@ -100,6 +100,19 @@ class AnswerRow(Base):
     answered_s: Mapped[float | None]
 
 
+class ExpertRow(Base):
+    """A personal model that a site agreed to share (HOME/experts/SITE.expert). `state`: shared, withdrawn."""
+
+    __tablename__ = "experts"
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    state: Mapped[str]
+    sha256: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    rounds: Mapped[int]
+    num_cases: Mapped[int]
+    shared_s: Mapped[float]
+
+
 class TrafficRow(Base):
     __tablename__ = "traffic"
     site: Mapped[str] = mapped_column(primary_key=True)

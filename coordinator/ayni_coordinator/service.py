@@ -18,6 +18,7 @@ from ayni.wire.connection import Frames
 from ayni.wire.curve import wire_bytes
 from ayni.wire.messages import (
     Chunk,
+    ExpertIs,
     GetChunk,
     GetManifest,
     GetRound,
@@ -32,12 +33,13 @@ from ayni.wire.messages import (
     ReplyBody,
     Request,
     RoundIs,
+    ShareExpert,
     Submit,
     UploadIs,
     parse_request,
     to_frames,
 )
-from ayni_coordinator import federation, registry
+from ayni_coordinator import experts, federation, registry
 from ayni_coordinator.aggregation import RoundInputs, check_soft_labels, check_update
 from ayni_coordinator.database import DatabaseError, ManifestRow, SiteRow, TrafficRow, note, transaction
 from ayni_coordinator.home import CoordinatorHome, find_artefact
@@ -64,6 +66,7 @@ class Coordinator:
             newest = federation.current_round(session)
             whole = safe.decode(home.store.read(newest.global_sha256))
             public_set = find_artefact(session, "public-set")
+            experts.remove_strays(home, session)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in whole.items()}
         whole_bytes = sum(tensor.nbytes for tensor in whole.values())
         self._image_set, self._num_images = "", 0
@@ -169,8 +172,11 @@ class Coordinator:
                 return UploadIs(sha256=sha256, received_bytes=received, stored=stored), b""
             case Submit() as asked:
                 return federation.answer_round(session, site, asked, now_s), b""
+            case ShareExpert(expert=sha256):
+                return self._share(session, site, sha256, now_s), b""
             case Leave():
                 registry.end_site(session, site, state="left", who=site, now_s=now_s)
+                experts.withdraw(self.home, session, site, who=site, now_s=now_s)
                 return Left(), b""
             case Join() | GetRound() | GetChunk() | PutChunk():
                 raise AssertionError("answered before")
@@ -219,12 +225,25 @@ class Coordinator:
         except IntegrityError as error:
             raise RefusedError("bad-artefact", f"the answer of {site!r} was not counted: {error}") from None
 
+    def _share(self, session: Session, site: str, sha256: bytes | None, now_s: float) -> ExpertIs:
+        """What was put is the site's alone: once it is taken or refused, it lies nowhere else."""
+        if sha256 is None:
+            experts.withdraw(self.home, session, site, who=site, now_s=now_s)
+        elif not experts.shares(self.home, session, site, sha256.hex()):
+            data = self._stored(sha256)
+            try:
+                experts.share(self.home, session, site, data, self._shapes, now_s)
+            finally:
+                if sha256.hex() not in federation.referenced(session):
+                    self.home.store.remove(sha256.hex())
+        return ExpertIs(expert=sha256)
+
     def _stored(self, sha256: bytes) -> Bytes:
         """Hashed when it arrived; before it is averaged it is hashed again."""
         if not self.home.store.has(sha256.hex()):
             raise RefusedError("unknown-artefact", f"artefact {sha256.hex()[:12]} has not arrived; put it first")
         if self.home.store.num_bytes(sha256.hex()) > self._uploads.max_bytes:  # the public set, say
-            raise RefusedError("bad-artefact", f"artefact {sha256.hex()[:12]} is no answer to a round")
+            raise RefusedError("bad-artefact", f"artefact {sha256.hex()[:12]} is not what a site puts")
         return self.home.store.view(sha256.hex())
 
     # What happens by itself

@@ -82,6 +82,11 @@ class ArtefactStore:
         except ValueError:
             return b""  # an empty file cannot be mapped
 
+    def remove(self, sha256: str) -> None:
+        """One artefact that nothing refers to. Harmless if it is gone."""
+        if self.has(sha256):
+            self._files.rm_file(self._at(sha256))
+
     def read_part(self, sha256: str, offset: int, length: int) -> bytes:
         """Not verified: the receiver checks the hash of the whole."""
         if self._folder:

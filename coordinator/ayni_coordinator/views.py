@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import func, select
 
-from ayni_coordinator import federation
+from ayni_coordinator import experts, federation
 from ayni_coordinator.database import AuditRow, SiteRow, TrafficRow, transaction
 from ayni_coordinator.home import CoordinatorHome
 
@@ -23,6 +23,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     participation: str
     last_seen: str
     this_round: str
+    expert_since: str  # when it agreed to share its personal model, or empty
     bytes_up: int
     bytes_down: int
 
@@ -56,6 +57,7 @@ def federation_view(folder: Path) -> FederationView:
         answers = federation.answers_of(session, now.round_number)
         sums = select(TrafficRow.site, func.sum(TrafficRow.bytes_up), func.sum(TrafficRow.bytes_down))
         traffic = {site: (up, down) for site, up, down in session.execute(sums.group_by(TrafficRow.site))}
+        shared = experts.shared_by(session)
         views = []
         for row in session.scalars(select(SiteRow).order_by(SiteRow.name)):
             wanted = "wanted" if row.state == "active" and now.phase == "open" else "-"
@@ -69,6 +71,7 @@ def federation_view(folder: Path) -> FederationView:
                     participation=row.participation,
                     last_seen=_utc(row.last_seen_s),
                     this_round=answer.state if answer else wanted,
+                    expert_since=_utc(shared[row.name].shared_s) if row.name in shared else "",
                     bytes_up=up,
                     bytes_down=down,
                 )

@@ -17,6 +17,7 @@ import typer
 
 import ayni
 from ayni.cli_data import data_app
+from ayni.cli_site import SHARING_WORDS, site_app
 from ayni.errors import AyniError, MissingExtraError
 from ayni.terminal import TerminalWatcher, print_json, size_text
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(site_app, name="site")
 
 Home = Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -172,6 +174,7 @@ def status(
                 "rounds": {str(number): outcome or "waits to be sent" for number, outcome in known.outcomes.items()},
                 "traffic": {key: {"bytes_up": up, "bytes_down": down} for key, (up, down) in known.traffic.items()},
                 "models": {kind: model.validation for kind, model in known.models.items()},
+                "expert": known.expert,
                 "round": known.round,
             }
         )
@@ -189,6 +192,8 @@ def status(
     for kind, model in known.models.items():
         found = model.validation
         typer.echo(f"model ({kind}): held-out {found.main_name} {found.main:.3f} on {found.num_images} images")
+    if known.expert != "no" or "personal" in known.models:
+        typer.echo(f"personal model: {SHARING_WORDS[known.expert]}")
     if known.round:
         now = known.round
         typer.echo(

@@ -60,6 +60,16 @@ class TrainAlone(msgspec.Struct, frozen=True, kw_only=True, tag="train-alone"):
     context: SiteContext
 
 
+class MakeExpert(msgspec.Struct, frozen=True, kw_only=True, tag="make-expert"):
+    """Write the personal model (HOME/models/personal) as an expert to `expert_out`, with the statistics of the site's
+    training images in the global model. The same job gives the same bytes."""
+
+    context: SiteContext
+    global_model: list[str]
+    global_digest: str
+    expert_out: str
+
+
 class Evaluate(msgspec.Struct, frozen=True, kw_only=True, tag="evaluate"):
     """Score every model in HOME/models on a labelled set (`split` is the npz's part)."""
 
@@ -68,7 +78,7 @@ class Evaluate(msgspec.Struct, frozen=True, kw_only=True, tag="evaluate"):
     split: str
 
 
-Job = TrainRound | FinishTraining | TrainAlone | Evaluate
+Job = TrainRound | FinishTraining | TrainAlone | MakeExpert | Evaluate
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):

@@ -21,7 +21,8 @@ import torch
 
 from ayni.artefacts.lock import folder_lock
 from ayni.errors import UserError
-from ayni.jobs import Done, Evaluate, Event, Failed, FinishTraining, Job, TrainAlone, TrainRound
+from ayni.jobs import Done, Evaluate, Event, Failed, FinishTraining, Job, MakeExpert, TrainAlone, TrainRound
+from ayni.learning.expert import make_expert
 from ayni.learning.finish import finish_training, train_alone
 from ayni.learning.models import evaluate
 from ayni.learning.state import TrainingFolder
@@ -47,6 +48,8 @@ def run_job(job: Job, tell: Tell) -> Done:
                 return finish_training(job)
             case TrainAlone():
                 return train_alone(job, tell)
+            case MakeExpert():
+                return make_expert(job)
 
 
 def answer_line(line: bytes, tell: Callable[[Event], None]) -> None:

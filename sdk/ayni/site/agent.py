@@ -94,15 +94,15 @@ class Agent:
         update = outbox / f"update-{number:04d}.safetensors"
         soft_labels = outbox / f"soft-labels-{number:04d}.safetensors"
         public_set = manifest.latest("public-set")
-        targets = {a.name: str(self._at(a)) for a in self._needed(manifest) if a.kind == "targets"}
+        targets = {a.name: str(self.path_of(a)) for a in self._needed(manifest) if a.kind == "targets"}
         answers = self._settings.role == "hospital" and public_set is not None
         done = process.run(
             TrainRound(
                 context=self.context(manifest),
                 round_number=number,
-                global_model=[str(self._at(artefact)) for artefact in chain],
+                global_model=[str(self.path_of(artefact)) for artefact in chain],
                 global_digest=chain[-1].digest.hex() if chain else "",
-                public_set=str(self._at(public_set)) if public_set else None,
+                public_set=str(self.path_of(public_set)) if public_set else None,
                 guidance=targets.get("guidance"),
                 consensus=targets.get("consensus"),
                 update_out=str(update) if weights else None,
@@ -168,7 +168,7 @@ class Agent:
             FinishTraining(
                 context=self.context(manifest),
                 rounds=rounds,
-                global_model=[str(self._at(artefact)) for artefact in chain],
+                global_model=[str(self.path_of(artefact)) for artefact in chain],
                 global_digest=chain[-1].digest.hex() if chain else "",
             ),
             self._watcher.progress,
@@ -184,9 +184,9 @@ class Agent:
     def sync(self, line: Line, version: int) -> Manifest:
         """Bring manifest and artefacts up to date; what is no longer listed is removed."""
         manifest = self._newest_manifest(line, version)
-        while missing := [artefact for artefact in self._needed(manifest) if not self._at(artefact).exists()]:
+        while missing := [artefact for artefact in self._needed(manifest) if not self.path_of(artefact).exists()]:
             self._fetch(line, missing[0])  # with the task it becomes known what else is needed
-        kept = {self._at(artefact).name for artefact in manifest.artefacts}
+        kept = {self.path_of(artefact).name for artefact in manifest.artefacts}
         for path in (self._home / "artefacts").iterdir():
             if path.name.removesuffix(".part") not in kept:
                 path.unlink()
@@ -215,15 +215,15 @@ class Agent:
             if artefact is None:
                 known = ", ".join(sorted(a.name for a in manifest.artefacts if a.kind == "bundle")) or "none"
                 raise UserError(f"the coordinator publishes no bundle {name!r}; it has: {known}.")
-            if not self._at(artefact).exists():
+            if not self.path_of(artefact).exists():
                 self._fetch(line, artefact)
-            return self._at(artefact)
+            return self.path_of(artefact)
 
     def _fetch(self, line: Line, artefact: Artefact) -> None:
         def show(done: int, total: int) -> None:
             self._watcher.progress(f"receiving {artefact.kind}", done, total)
 
-        download(line, artefact.sha256, artefact.num_bytes, self._at(artefact), artefact.kind, show)
+        download(line, artefact.sha256, artefact.num_bytes, self.path_of(artefact), artefact.kind, show)
 
     def _needed(self, manifest: Manifest) -> list[Artefact]:
         """A site that takes part by targets alone never fetches weights; only a clinic is taught by targets."""
@@ -232,16 +232,16 @@ class Agent:
         if self._settings.role == "clinic":
             found.append(manifest.latest("targets", "guidance"))
             learns_consensus = by_targets or (
-                task and self._at(task).exists() and self._task(task).fedhelp.consensus_weight > 0
+                task and self.path_of(task).exists() and self._task(task).fedhelp.consensus_weight > 0
             )
             found.append(manifest.latest("targets", "consensus") if learns_consensus else None)
         return [artefact for artefact in found if artefact]
 
-    def _at(self, artefact: Artefact) -> Path:
+    def path_of(self, artefact: Artefact) -> Path:
         return self._home / "artefacts" / artefact.sha256.hex()
 
     def _task(self, artefact: Artefact) -> Task:
-        return Task.from_json(self._at(artefact).read_bytes())
+        return Task.from_json(self.path_of(artefact).read_bytes())
 
     def context(self, manifest: Manifest) -> SiteContext:
         task = manifest.latest("task")
@@ -249,7 +249,7 @@ class Agent:
             raise PeerProtocolError("the coordinator's manifest lists no task")
         return SiteContext(
             home=str(self._home),
-            task_path=str(self._at(task)),
+            task_path=str(self.path_of(task)),
             site=self._settings.site,
             role=self._settings.role,
             participation=self._settings.participation,
@@ -261,7 +261,7 @@ class Agent:
     def known_or_fetched_manifest(self) -> Manifest:
         """The manifest with its artefacts: the one in the folder if it is complete, else a new one."""
         manifest = self._state.manifest(self._settings.coordinator_signing_key)
-        if manifest and all(self._at(artefact).exists() for artefact in self._needed(manifest)):
+        if manifest and all(self.path_of(artefact).exists() for artefact in self._needed(manifest)):
             return manifest
         with self._open_line() as line:
             return self.sync(line, self.ask_round(line).manifest_version)

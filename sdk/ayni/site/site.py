@@ -24,11 +24,12 @@ from ayni.errors import NotAdmittedError, PeerProtocolError, UserError
 from ayni.invitation import Invitation
 from ayni.jobs import Evaluate, TrainAlone
 from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, CurveKeys, SiteKeys, fingerprint
+from ayni.site import sharing
 from ayni.site.agent import Agent, Watcher
 from ayni.site.state import SETTINGS_FILE, SiteSettings, SiteState, read_settings, write_settings
 from ayni.site.training_process import TrainingProcess, require_training_parts
 from ayni.task import Participation, Task
-from ayni.trained_model import MODEL_FILE, Scores, TrainedModel
+from ayni.trained_model import MODEL_FILE, MODEL_KINDS, Scores, TrainedModel
 from ayni.wire.connection import Dial
 from ayni.wire.curve import curve_dial
 from ayni.wire.line import Line
@@ -57,6 +58,7 @@ class SiteStatus:
     outcomes: dict[int, str]
     traffic: dict[str, tuple[int, int]]
     models: dict[str, TrainedModel]
+    expert: sharing.Sharing
     round: RoundIs | None
 
 
@@ -137,6 +139,29 @@ class Site:
             except NotAdmittedError:
                 if state.traffic() == before:  # never let in; else the reply was lost, and the key is out as wished
                     raise
+        sharing.forget(self.home)
+
+    # Consent
+
+    def share_expert(self) -> sharing.SharedExpert:
+        """Agree that this site's personal model is an expert in the coordinator's later bundles, and send it.
+
+        With it go means and variances of few channels over the site's training images, if there are enough of these.
+        This is the only call by which a personal model leaves its site. Raises UserError if there is none yet.
+        """
+        sharing.check_shareable(self.home, self.settings.participation)
+        with (
+            folder_lock(self.home, ALREADY_TRAINING),
+            SiteState(self.home) as state,
+            self._line(state) as line,
+            self._training_process() as process,
+        ):
+            return sharing.share(self.home, self._agent(state), line, process, self._watcher)
+
+    def revoke_expert(self) -> None:
+        """Take that consent back for all later bundles."""
+        with folder_lock(self.home, ALREADY_TRAINING), SiteState(self.home) as state, self._line(state) as line:
+            sharing.revoke(self.home, line)
 
     # Training
 
@@ -168,7 +193,7 @@ class Site:
         return TrainedModel.read(self.home / "models" / "alone")
 
     def evaluate(self, data: Path | str, *, split: str = "test") -> dict[str, Scores]:
-        """Score this site's models ("federated", "alone") on labelled images that were not trained on."""
+        """Score this site's models ("federated", "personal", "alone") on labelled images that were not trained on."""
         if not (self.home / "models").is_dir():
             raise UserError(f"there is no trained model in {self.home}. Run `ayni train` first.")
         with SiteState(self.home) as state, self._training_process() as process:
@@ -191,9 +216,9 @@ class Site:
             if ask:
                 with self._line(state) as line:
                     now = self._agent(state).ask_round(line)
-            folders = [self.home / "models" / kind for kind in ("federated", "alone")]
+            folders = [self.home / "models" / kind for kind in MODEL_KINDS]
             models = {folder.name: TrainedModel.read(folder) for folder in folders if (folder / MODEL_FILE).exists()}
-            return SiteStatus(self.settings, state.outcomes(), state.traffic(), models, now)
+            return SiteStatus(self.settings, state.outcomes(), state.traffic(), models, sharing.sharing(self.home), now)
 
     def task(self) -> Task:
         """The federation's task; fetched if it has not been yet."""

@@ -28,7 +28,7 @@ Count = Annotated[int, Meta(ge=0, lt=2**40)]
 RoundNumber = Annotated[int, Meta(ge=0, lt=2**31)]
 Seconds = Annotated[float, Meta(ge=0, lt=1e12)]
 Text = Annotated[str, Meta(max_length=1000)]
-UploadKind = Literal["update", "soft-labels"]
+UploadKind = Literal["update", "soft-labels", "expert"]
 Phase = Literal["waiting", "open", "closed", "finished"]
 
 
@@ -88,6 +88,15 @@ class Submit(_Message, frozen=True, kw_only=True):
     soft_labels: Sha256 | None
     num_examples: Annotated[int, Meta(ge=1, lt=2**31)]
     train_s: Seconds
+
+
+class ShareExpert(_Message, frozen=True, kw_only=True):
+    """This site agrees that its personal model (put before) is an expert in later bundles; None: not any more.
+
+    A repetition is harmless; another expert takes the place of the one before.
+    """
+
+    expert: Sha256 | None
 
 
 class Leave(_Message, frozen=True, kw_only=True):
@@ -151,6 +160,12 @@ class Submitted(_Message, frozen=True, kw_only=True):
     outcome: Literal["counted", "late"]
 
 
+class ExpertIs(_Message, frozen=True, kw_only=True):
+    """What this site shares now."""
+
+    expert: Sha256 | None
+
+
 class Left(_Message, frozen=True, kw_only=True):
     pass
 
@@ -167,8 +182,8 @@ class Refusal(_Message, frozen=True, kw_only=True):
     message: Text
 
 
-RequestBody = Join | GetManifest | GetRound | GetChunk | GetUpload | PutChunk | Submit | Leave
-ReplyBody = Joined | ManifestIs | RoundIs | Chunk | UploadIs | Submitted | Left | Refusal
+RequestBody = Join | GetManifest | GetRound | GetChunk | GetUpload | PutChunk | Submit | ShareExpert | Leave
+ReplyBody = Joined | ManifestIs | RoundIs | Chunk | UploadIs | Submitted | ExpertIs | Left | Refusal
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

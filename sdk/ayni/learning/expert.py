@@ -1,0 +1,49 @@
+"""From a site's personal model to what it shares as an expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ayni.artefacts.files import write_atomic
+from ayni.errors import UserError
+from ayni.jobs import Done, MakeExpert
+from ayni.learning.batches import Normaliser
+from ayni.learning.models import read_weights
+from ayni.learning.networks import load_weights, seeded_network
+from ayni.learning.site_data import load_own_images
+from ayni.learning.statistics import training_statistics
+from ayni.learning.steps import peak_rss_mb
+from ayni.learning.training import load_global, read_task_of
+from ayni.tensors.expert import Expert, ExpertInfo, encode_expert
+from ayni.trained_model import TrainedModel
+
+
+def make_expert(job: MakeExpert) -> Done:
+    """Writes the expert; without statistics if there are too few training images (`MIN_CASES`).
+
+    The weights are in half precision, as first weights are, unless all of this task's travel in 32 bits.
+    """
+    context, task = job.context, read_task_of(job.context)
+    if task.personal is None:
+        raise UserError("this federation's task keeps no personal models, so there is none to share.")
+    folder = Path(context.home) / "models" / "personal"
+    model, weights = TrainedModel.read(folder), read_weights(folder)
+    own, normalise = load_own_images(context, task), Normaliser(model.pixel_mean, model.pixel_std)
+    network = seeded_network(task.small_network, task, task.seed)
+    load_weights(network, load_global(job.global_model, job.global_digest, network))
+    statistics_2F = training_statistics(network, own.train_NCHW, normalise)
+    num_train = len(own.train_truth)
+    info = ExpertInfo(
+        site=context.site,
+        task=task.name,
+        rounds=model.rounds,
+        decay=task.personal.decay,
+        num_train=num_train,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        reference_digest=job.global_digest if statistics_2F is not None else "",
+        num_cases=num_train if statistics_2F is not None else 0,
+    )
+    expert = Expert(info, weights, None if statistics_2F is None else statistics_2F.numpy())
+    write_atomic(Path(job.expert_out), encode_expert(expert, "fp32" if task.traffic.form == "fp32" else "fp16"))
+    return Done(num_examples=num_train, peak_rss_mb=peak_rss_mb())

@@ -1,0 +1,257 @@
+"""A site's consent with real processes over CURVE: nothing leaves without it, what leaves, and taking it back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ayni.errors import IntegrityError, UserError
+from ayni.learning.networks import build_network, load_weights
+from ayni.task import PersonalSettings, Task
+from ayni.tensors import safe
+from ayni.tensors.expert import decode_expert
+from ayni.tensors.safe import Floats
+from ayni.trained_model import TrainedModel
+from ayni_coordinator.expert_source import read_federation
+from small_federation import AYNI, ENVIRONMENT, SITES, TESTS, Federation
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """One hospital and two clinics that have finished; the coordinator is serving. Tests go on from each other."""
+    folder = tmp_path_factory.mktemp("personal")
+    with Federation(folder, personal=PersonalSettings(decay=0.25)) as federation:
+        federation.serve()
+        for site in SITES:
+            federation.join(site)
+        early = run("site", "share-expert", folder / "clinic-a", "--yes")
+        assert (early.returncode, "there is no personal model" in early.stderr) == (2, True)
+        for process in [federation.train(site) for site in SITES]:
+            assert process.wait() == 0, federation.log("serve")
+        yield federation
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    parts = [*AYNI, *map(str, command)]
+    return subprocess.run(parts, capture_output=True, text=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+
+
+def done(*command: str | Path) -> str:
+    finished = run(*command)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def files_of(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+
+
+def is_anywhere(weights: dict[str, Floats], files: list[bytes]) -> bool:
+    """Whether any larger tensor lies in any of these files, in 32 or in 16 bits."""
+    large = [tensor for tensor in weights.values() if tensor.size >= 64]
+    assert large
+    forms = [tensor.astype(kind).tobytes() for tensor in large for kind in (np.float32, np.float16)]
+    return any(form in file for form in forms for file in files)
+
+
+def personal_of(federation: Federation, site: str) -> dict[str, Floats]:
+    data = (federation.folder / site / "models/personal/weights.safetensors").read_bytes()
+    return {name: np.asarray(tensor, np.float32) for name, tensor in safe.decode(data).items()}
+
+
+def rows(federation: Federation, query: str) -> list[Any]:
+    with sqlite3.connect(federation.centre / "coordinator.sqlite") as connection:
+        found = connection.execute(query).fetchall()
+    connection.close()
+    return found
+
+
+def experts_at(federation: Federation) -> list[str]:
+    return sorted(path.name for path in (federation.centre / "experts").glob("*"))
+
+
+def sent_bytes(federation: Federation, site: str) -> int:
+    status = json.loads(done("status", federation.folder / site, "--json"))
+    return int(status["traffic"].get("expert", {}).get("bytes_up", 0))
+
+
+def test_no_personal_model_leaves_its_site_by_training(trained: Federation) -> None:
+    everything = files_of(trained.centre)
+    for site in SITES:
+        assert not is_anywhere(personal_of(trained, site), everything)
+        assert is_anywhere(personal_of(trained, site), files_of(trained.folder / site))  # the search does find it
+        assert sent_bytes(trained, site) == 0
+        assert "personal model: stays here" in done("status", trained.folder / site)
+    assert rows(trained, "SELECT * FROM traffic WHERE purpose = 'expert'") == []
+    assert rows(trained, "SELECT * FROM experts") == []
+    assert experts_at(trained) == []
+    with pytest.raises(UserError, match="no site shares"):
+        read_federation(trained.centre)
+
+
+def test_without_a_yes_nothing_is_sent(trained: Federation) -> None:
+    asked = run("site", "share-expert", trained.folder / "clinic-a")
+    assert asked.returncode == 1
+    assert "Send this site's personal model" in asked.stdout
+    assert sent_bytes(trained, "clinic-a") == 0
+
+
+def test_a_site_that_agrees_sends_its_personal_model_and_its_statistics(trained: Federation) -> None:
+    told = json.loads(done("site", "share-expert", trained.folder / "clinic-a", "--yes", "--json"))["shared"]
+    data = (trained.centre / "experts" / "clinic-a.expert").read_bytes()
+    assert data == (trained.folder / "clinic-a" / "shared-expert.safetensors").read_bytes()
+    assert (told["sha256"], told["num_bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert not list((trained.folder / "clinic-a" / "outbox").iterdir())
+    expert, task = decode_expert(data), Task.from_json((trained.centre / "task.json").read_bytes())
+    assert (expert.info.site, expert.info.task, expert.info.rounds, expert.info.decay) == (
+        "clinic-a",
+        task.name,
+        2,
+        0.25,
+    )
+    assert expert.info.num_cases == expert.info.num_train == told["num_cases"] == 48  # of 60, a fifth is held out
+    personal = personal_of(trained, "clinic-a")
+    assert expert.weights.keys() == personal.keys()
+    for name, tensor in personal.items():
+        np.testing.assert_array_equal(expert.weights[name], tensor.astype(np.float16).astype(np.float32))
+    assert any("clinic-a: agreed to be an expert: its personal model after 2 rounds" in line for line in log(trained))
+    assert sent_bytes(trained, "clinic-a") > len(data)
+    metered = "SELECT site FROM traffic WHERE purpose = 'expert' AND bytes_up > 0"
+    while not (found := rows(trained, metered)):
+        pass  # the coordinator writes its meters every few seconds
+    assert found == [("clinic-a",)]
+    assert "shared as an expert" in done("status", trained.folder / "clinic-a")
+    assert "clinic-a (clinic, active, shares its personal model)" in done("coordinator", "status", trained.centre)
+    sites = json.loads(done("coordinator", "sites", trained.centre, "--json"))
+    assert [site["name"] for site in sites if site["expert_since"]] == ["clinic-a"]
+
+
+def log(federation: Federation) -> list[str]:
+    return [f"{who}: {what}" for who, what in rows(federation, "SELECT who, what FROM audit ORDER BY id")]
+
+
+def test_its_statistics_are_those_of_its_training_images_in_the_last_global_model(trained: Federation) -> None:
+    """By torch's own mean and variance over all images at once; the images are read from the site's file."""
+    expert = decode_expert((trained.centre / "experts" / "clinic-a.expert").read_bytes())
+    task = Task.from_json((trained.centre / "task.json").read_bytes())
+    ((weights_sha256, digest),) = rows(trained, "SELECT global_sha256, digest FROM rounds ORDER BY number DESC LIMIT 1")
+    assert expert.info.reference_digest == digest
+    assert expert.statistics_2F is not None
+    tensors = safe.decode((trained.centre / "store" / weights_sha256).read_bytes())
+    network = build_network(task.small_network, task.image, 2)
+    load_weights(network, {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
+    with np.load(trained.folder / "clinic-a.npz") as archive:
+        pixels, labels = torch.from_numpy(archive["train_images"]), archive["train_labels"].ravel()
+    from ayni.learning.batches import seed_of
+    from ayni.learning.site_data import held_out
+
+    out = held_out(labels.astype(np.int64), 0.2, seed=seed_of(task.seed, "clinic-a", "hold-out"))
+    mean, std = expert.info.pixel_mean[0], expert.info.pixel_std[0]
+    x = ((pixels[~torch.from_numpy(out)].float() / 255 - mean) / std)[:, None]
+    with torch.no_grad():
+        first = network.extractor.stem(x)  # type: ignore[operator]
+        features = network.features(x)
+    expected = [place.transpose(0, 1).flatten(1) for place in (x, first, features)]
+    means = torch.cat([flat.mean(1) for flat in expected])
+    variances = torch.cat([flat.var(1, unbiased=False) for flat in expected])
+    np.testing.assert_allclose(expert.statistics_2F[0], means.numpy(), atol=1e-4)
+    np.testing.assert_allclose(expert.statistics_2F[1], variances.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_agreeing_twice_sends_nothing_twice(trained: Federation) -> None:
+    before, lines = sent_bytes(trained, "clinic-a"), log(trained)
+    done("site", "share-expert", trained.folder / "clinic-a", "--yes")
+    assert sent_bytes(trained, "clinic-a") == before
+    assert log(trained) == lines
+
+
+def test_a_site_killed_while_it_shares_goes_on(trained: Federation) -> None:
+    """kill -9 before the bytes go, and when they were taken but nobody knows yet."""
+    home = trained.folder / "hospital"
+    for point, there in (("upload", False), ("_say", True)):
+        dying = (
+            "import os, signal, sys\nfrom ayni.site import sharing\nfrom ayni.site.site import Site\n"
+            f"work = sharing.{point}\n"
+            "def die(*given):\n"
+            "    if given[1] != 'expert': work(*given)\n"  # `_say` has spoken; `upload` has not begun
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"sharing.{point} = die\n"
+            "if len(sys.argv) > 2: sharing._hand_over = lambda line, path, sha, watcher: ("
+            "sharing.upload(line, 'expert', path), sharing._say(line, sha))\n"
+            "Site(sys.argv[1]).share_expert()\n"
+        )
+        more = ["now"] if point == "_say" else []
+        killed = subprocess.run([sys.executable, "-c", dying, str(home), *more], env=ENVIRONMENT, cwd=TESTS)
+        assert killed.returncode == -signal.SIGKILL
+        assert ("hospital.expert" in experts_at(trained)) == there
+        assert "its sharing was cut off" in done("status", home)
+    before = sent_bytes(trained, "hospital")
+    done("site", "share-expert", home, "--yes")
+    assert sent_bytes(trained, "hospital") == before  # it was there already
+    assert "shared as an expert" in done("status", home)
+    assert sum(line.startswith("hospital: agreed to be an expert") for line in log(trained)) == 1
+    proxy = TrainedModel.read(home / "models/personal")
+    assert proxy.network == proxy.task.small_network  # the large network stays
+
+
+def test_a_bundle_is_packed_from_the_global_model_and_who_agreed(trained: Federation) -> None:
+    federation = read_federation(trained.centre)
+    assert [expert.info.site for expert in federation.experts] == ["global", "clinic-a", "hospital"]
+    assert federation.rounds == 2
+    whole = federation.experts[0]
+    assert whole.info.num_train == 3 * 48
+    assert safe.digest(whole.weights) == federation.experts[1].info.reference_digest
+    assert whole.info.pixel_mean == federation.experts[1].info.pixel_mean  # all normalise as the public set says
+
+
+def test_a_damaged_expert_is_named_and_not_used(trained: Federation) -> None:
+    path = trained.centre / "experts" / "clinic-a.expert"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"x")
+    with pytest.raises(IntegrityError, match=r"clinic-a.expert is missing or damaged. Ask 'clinic-a'"):
+        read_federation(trained.centre)
+    path.write_bytes(data)
+
+
+def test_who_takes_it_back_leaves_or_is_revoked_is_in_no_later_bundle(trained: Federation) -> None:
+    done("site", "share-expert", trained.folder / "clinic-b", "--yes")
+    assert experts_at(trained) == ["clinic-a.expert", "clinic-b.expert", "hospital.expert"]
+    shared = {site: personal_of(trained, site) for site in SITES}
+    assert all(is_anywhere(weights, files_of(trained.centre)) for weights in shared.values())
+
+    out = done("site", "share-expert", trained.folder / "clinic-a", "--revoke")
+    assert "later bundles are made without" in out
+    assert experts_at(trained) == ["clinic-b.expert", "hospital.expert"]
+    assert not is_anywhere(shared["clinic-a"], files_of(trained.centre))
+    assert [expert.info.site for expert in read_federation(trained.centre).experts[1:]] == ["clinic-b", "hospital"]
+    assert "personal model: stays here" in done("status", trained.folder / "clinic-a")
+    assert log(trained)[-1] == "clinic-a: site 'clinic-a' is no expert any more; later bundles are made without it"
+    done("site", "share-expert", trained.folder / "clinic-a", "--revoke")  # once more is harmless, and no new line
+    assert sum("no expert any more" in line for line in log(trained)) == 1
+
+    done("site", "share-expert", trained.folder / "clinic-a", "--yes")  # and agreed again
+    assert [expert.info.site for expert in read_federation(trained.centre).experts[1:]] == [*sorted(SITES)]
+
+    done("leave", trained.folder / "hospital", "--yes")
+    assert experts_at(trained) == ["clinic-a.expert", "clinic-b.expert"]
+    assert not is_anywhere(shared["hospital"], files_of(trained.centre))
+    assert not (trained.folder / "hospital" / "shared-expert.safetensors").exists()
+
+    done("coordinator", "revoke", trained.centre, "clinic-b")
+    assert experts_at(trained) == ["clinic-a.expert"]
+    assert not is_anywhere(shared["clinic-b"], files_of(trained.centre))
+    assert [expert.info.site for expert in read_federation(trained.centre).experts[1:]] == ["clinic-a"]
+    assert "clinic-b (clinic, revoked)" in done("coordinator", "status", trained.centre)
