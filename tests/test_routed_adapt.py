@@ -12,11 +12,12 @@ from ayni.tensors.safe import Floats
 from ayni_export.routed.adapt import Ask, Comparison, Setting, candidates, choose, only_global, shared
 from ayni_export.routed.guard import Limits, answers_of, brief, refusals
 from ayni_export.routed.refine import Pixels, refined
-from ayni_export.routed.start import distance, start_weights
+from ayni_export.routed.start import Places, distance, start_weights
 from ayni_export.routed.words import who_spoke
 from ayni_export.routed.worklist import MAX_SEEN_BYTES, MAX_SEEN_IMAGES, evenly_spread
 
 NUM_LAYERS = 3
+PLACES = Places(1, 1)
 DISC = np.zeros((1, 4, 4), np.float32)
 DISC[0, 1:3, 1:3] = 0.9  # 4 of 16 pixels
 IMAGES = [np.full((4, 4, 1), value, np.uint8) for value in (10, 20)]
@@ -28,17 +29,37 @@ def moments(mean: float, variance: float = 1.0) -> Floats:
 
 def test_the_distance_is_the_mean_of_both_kl_divergences() -> None:
     # N(0, 1) and N(2, 4): KL one way ln 2 + (1 + 4) / 8 - 1/2, the other way -ln 2 + (4 + 4) / 2 - 1/2; half their sum
-    assert distance(moments(0), moments(2, 4)) == pytest.approx((5 / 8 + 4 - 1) / 2, rel=1e-5)
-    assert distance(moments(2, 4), moments(0)) == pytest.approx((5 / 8 + 4 - 1) / 2, rel=1e-5)
+    assert distance(moments(0), moments(2, 4), PLACES) == pytest.approx((5 / 8 + 4 - 1) / 2, rel=1e-3)
+    assert distance(moments(2, 4), moments(0), PLACES) == pytest.approx((5 / 8 + 4 - 1) / 2, rel=1e-3)
+
+
+def test_both_the_images_and_the_features_must_be_near() -> None:
+    def site(image: float, feature: float) -> Floats:
+        return np.array([[image, 9.0, feature], [1.0, 1.0, 1.0]], np.float32)
+
+    here = site(0, 0)
+    like_images, like_features, like_both = site(0, 0.4), site(0.4, 0), site(0.1, 0.1)
+    # means .4 apart: .08 nats, .1 apart: .005; with .02 of noise: .1 * .02, .02 * .1 and .025 * .025, to the power -2
+    shares = np.array([0.002**-2, 0.002**-2, 0.000625**-2])
+    shares /= shares.sum()
+    trust = np.exp(-(shares @ [0.08, 0, 0.005]) / 0.1)
+    weights_E = start_weights([None, here, here, here], [None, like_images, like_features, like_both], PLACES)
+    assert weights_E == pytest.approx([1 - trust, *(trust * shares)], abs=1e-3)
+
+
+def test_where_no_site_is_near_the_global_model_speaks() -> None:
+    weights_E = start_weights([None, moments(0)], [None, moments(2)], PLACES)
+    assert weights_E[0] > 0.999
+    assert weights_E.sum() == pytest.approx(1)
 
 
 def test_who_gave_no_statistics_gets_nothing_and_without_any_the_global_model_gets_all() -> None:
     here = [None, moments(0), None, moments(0)]
-    weights_E = start_weights(here, [None, moments(0), None, moments(1)])
-    assert weights_E[[0, 2]].tolist() == [0, 0]
+    weights_E = start_weights(here, [None, moments(0), None, moments(0.2)], PLACES)
+    assert weights_E[2] == 0
     assert weights_E[1] > weights_E[3] > 0
     assert weights_E.sum() == pytest.approx(1)
-    assert start_weights([None, None], [None, None]).tolist() == [1, 0]
+    assert start_weights([None, None], [None, None], PLACES).tolist() == [1, 0]
 
 
 def linear(slopes_E: list[float]) -> Callable[[Pixels, Floats], tuple[float, Floats]]:
@@ -113,7 +134,7 @@ def answering(by_expert: list[Floats]) -> Callable[[Floats], Ask]:
     return lambda routing_LE: lambda image_hwK: by_expert[int(routing_LE[0].argmax())]
 
 
-NEAR_THE_SECOND = Comparison([None, moments(0)], [None, moments(0)])
+NEAR_THE_SECOND = Comparison([None, moments(0)], [None, moments(0)], PLACES)
 
 
 def test_a_mixture_that_collapses_to_background_falls_back_to_the_global_model_and_says_so() -> None:
@@ -137,13 +158,13 @@ def test_a_mixture_that_floods_the_image_or_is_less_sure_is_refused() -> None:
 def test_a_mixture_that_the_guard_passes_is_the_start_bit_for_bit() -> None:
     choice = choose(IMAGES, NEAR_THE_SECOND, NUM_LAYERS, answering([DISC, 1.05 * DISC]), setting())
     assert (choice.chosen, choice.refinement) == ("start", None)
-    start_E = start_weights(NEAR_THE_SECOND.here, NEAR_THE_SECOND.there)
+    start_E = start_weights(NEAR_THE_SECOND.here, NEAR_THE_SECOND.there, PLACES)
     assert np.array_equal(choice.routing_LE, shared(start_E, NUM_LAYERS))
     assert choice.distances == (None, 0.0)
 
 
 def test_refined_steps_that_make_answers_less_sure_give_way_to_the_start() -> None:
-    near = Comparison([None, moments(0), moments(0)], [None, moments(0), moments(0.1)])
+    near = Comparison([None, moments(0), moments(0)], [None, moments(0), moments(0.1)], PLACES)
     made = candidates(near, IMAGES, NUM_LAYERS, linear([0, 1, -1]))
     assert [each.name for each in made] == ["refined", "start"]
     assert made[0].routing_LE[0, 2] > made[1].routing_LE[0, 2]
@@ -162,7 +183,7 @@ def test_refined_steps_that_make_answers_less_sure_give_way_to_the_start() -> No
 
 @pytest.mark.parametrize(("seen", "num_experts"), [([], 2), (IMAGES, 1)])
 def test_without_images_or_other_experts_the_global_model_answers(seen: list[Pixels], num_experts: int) -> None:
-    nothing = Comparison([None] * num_experts, [None] * num_experts)
+    nothing = Comparison([None] * num_experts, [None] * num_experts, PLACES)
     choice = choose(seen, nothing, NUM_LAYERS, answering([]), setting())
     assert (choice.chosen, choice.tried) == ("global", ())
     assert choice.routing_LE.tolist() == [[1.0, 0.0][:num_experts]] * NUM_LAYERS

@@ -16,7 +16,7 @@ from ayni.tensors.safe import Floats
 from ayni_export.routed.guard import Limits, Reply, answers_of, brief, refusals
 from ayni_export.routed.record import Answers, Chosen, Refinement, Tried
 from ayni_export.routed.refine import Gradient, Pixels, refined
-from ayni_export.routed.start import distance, start_weights
+from ayni_export.routed.start import Places, distance, start_weights
 
 Ask = Callable[[Pixels], Floats]  # an image [h, w, K] -> probabilities [C] or [S, h, w]
 
@@ -28,11 +28,12 @@ class Comparison:
 
     here: Sequence[Floats | None]
     there: Sequence[Floats | None]
+    places: Places
 
     def distances(self) -> tuple[float | None, ...]:
         """[E], in nats."""
         return tuple(
-            None if here_2F is None or there_2F is None else distance(here_2F, there_2F)
+            None if here_2F is None or there_2F is None else distance(here_2F, there_2F, self.places)
             for here_2F, there_2F in zip(self.here, self.there, strict=True)
         )
 
@@ -72,7 +73,7 @@ def candidates(
 
     `seen`: its images. `gradient`: for a refinement, if one was asked for.
     """
-    start_E = start_weights(comparison.here, comparison.there)
+    start_E = start_weights(comparison.here, comparison.there, comparison.places)
     start = Candidate("start", shared(start_E, num_layers))
     if gradient is None:
         return [start]

@@ -30,6 +30,7 @@ from ayni_export.routed.record import (
     RoutedInfo,
 )
 from ayni_export.routed.refine import Gradient, Pixels
+from ayni_export.routed.start import Places
 from ayni_export.routed.words import explained
 from ayni_export.routed.worklist import read_worklist, statistics_of
 from ayni_export.runtime import Device, Session, open_session, planes
@@ -84,7 +85,8 @@ def adapted(bundle: Bundle, images: Sequence[Path], reading: Reading, *, refine:
         session = _session(bundle, experts.fold(routing_LE), reading)
         return lambda image_hwK: session.run(image_hwK[np.newaxis])[1][0]
 
-    comparison = Comparison(_looks(bundle, experts, worklist.seen, reading), experts.statistics)
+    looks = _looks(bundle, experts, worklist.seen, reading)
+    comparison = Comparison(looks, experts.statistics, Places(bundle.info.image.channels, experts.num_features))
     gradient = _gradient(bundle, info, experts, reading) if refine and info.has_gradient else None
     setting = Setting(bundle.info.classes, bundle.info.task_kind == "segmentation")
     choice = choose(worklist.seen, comparison, num_layers, ask_with, setting, gradient)

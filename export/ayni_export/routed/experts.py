@@ -31,6 +31,11 @@ class Experts:
     layers: tuple[Layer, ...]
     statistics: tuple[Floats | None, ...]
 
+    @property
+    def num_features(self) -> int:
+        """That the head sees: the last channels of the statistics."""
+        return int(self.stacked["head.weight"].shape[2])
+
     def fold(self, routing_LE: Floats) -> dict[str, Floats]:
         """The weights of one network."""
         return folded(self.stacked, routing_LE, self.layers)
