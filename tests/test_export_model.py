@@ -215,6 +215,8 @@ def test_a_folder_that_has_not_joined_or_has_no_such_model_makes_no_bundle(tmp_p
         export_site(tmp_path, tmp_path / "bundle")
     with pytest.raises(UserError, match="ayni train"):
         export_site(trained_home(), tmp_path / "bundle", alone=True)
+    with pytest.raises(UserError, match="no trained model"):
+        export_site(trained_home(), tmp_path / "bundle", personal=True)
     with pytest.raises(UserError, match="not a bundle"):
         export_site(trained_home(), trained_home())
     join(tmp_path / "site")

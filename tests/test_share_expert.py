@@ -102,6 +102,18 @@ def test_no_personal_model_leaves_its_site_by_training(trained: Federation) -> N
         read_federation(trained.centre)
 
 
+@pytest.mark.parametrize("site", ["clinic-a", "hospital"])
+def test_it_is_evaluated_and_exported_like_any_model(trained: Federation, tmp_path: Path, site: str) -> None:
+    home = trained.folder / site
+    figures = json.loads(done("evaluate", home, trained.folder / f"{site}.npz", "--split", "train", "--json"))
+    assert set(figures) == {"federated", "personal"}
+    assert f"shadows-personal-{site}" in done("export", home, tmp_path / "bundle", "--personal")
+    card = (tmp_path / "bundle" / "docs" / "model_card.md").read_text()
+    assert "a running mean of this site's own small networks over 2 rounds" in card
+    both = run("export", home, tmp_path / "other", "--personal", "--alone")
+    assert (both.returncode, "ask for one of them" in both.stderr) == (2, True)
+
+
 def test_without_a_yes_nothing_is_sent(trained: Federation) -> None:
     asked = run("site", "share-expert", trained.folder / "clinic-a")
     assert asked.returncode == 1

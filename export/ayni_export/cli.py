@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ayni.errors import MissingExtraError
+from ayni.errors import MissingExtraError, UserError
 from ayni_export.cli_routed import (
     ADAPT_HELP,
     Burned,
@@ -63,6 +63,9 @@ def export(
     home: Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")],
     bundle: Annotated[Path, typer.Argument(help="The folder to write.", metavar="BUNDLE")],
     alone: Annotated[bool, typer.Option("--alone", help="The model trained without the federation.")] = False,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="The running mean of this site's own small networks.")
+    ] = False,
     routed: Annotated[
         bool, typer.Option("--routed", help="At the coordinator: the global model and all that sites share.")
     ] = False,
@@ -76,12 +79,14 @@ def export(
         from ayni_export.export import export_site
     except ModuleNotFoundError as error:
         raise MissingExtraError("export", "export") from error
+    if personal and (alone or routed):
+        raise UserError("--personal, --alone and --routed are different models: ask for one of them.")
     if routed:
         export_routed_home(home, bundle, form, alone=alone, as_json=as_json)
         return
     with TerminalWatcher() as watcher:
         watcher.progress("exporting and checking the model", 0, 1)
-        info = export_site(home, bundle, alone=alone)
+        info = export_site(home, bundle, alone=alone, personal=personal)
     signer = read_bundle(bundle).signer
     if as_json:
         who = {"signer": signer.fingerprint, "coordinator": signer.coordinator}

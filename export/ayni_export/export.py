@@ -26,10 +26,11 @@ from ayni_export.signature import Vouched, check_site, sign_files, verified_cert
 OPSET = 20  # onnxruntime 1.17 and later
 
 
-def export_site(home: Path, bundle: Path, *, alone: bool = False) -> BundleInfo:
+def export_site(home: Path, bundle: Path, *, alone: bool = False, personal: bool = False) -> BundleInfo:
     """Write the model of a site's folder as a bundle, with the coordinator's word that the site's key signed it.
 
-    `alone`: the model that was trained without the federation. Raises as `export_model`.
+    `alone`: the model that was trained without the federation; `personal`: the running mean of the site's own small
+    networks, if the task has one. Raises as `export_model`.
     """
     settings, signing = read_settings(home), SiteKeys.load(home).signing
     certificate_file = home / KEY_FOLDER / CERTIFICATE_FILE
@@ -38,7 +39,7 @@ def export_site(home: Path, bundle: Path, *, alone: bool = False) -> BundleInfo:
     except OSError as error:
         raise UserError(f"{certificate_file} cannot be read ({error.strerror}). Restore it, or join again.") from None
     return export_model(
-        home / "models" / ("alone" if alone else "federated"),
+        home / "models" / ("personal" if personal else "alone" if alone else "federated"),
         bundle,
         signing_key=signing,
         vouched=Vouched(coordinator_key=settings.coordinator_signing_key.hex(), certificate=certificate.hex()),

@@ -11,11 +11,12 @@ FEW_IMAGES = 100  # below, a figure is called rough
 
 def model_card(info: BundleInfo) -> str:
     """The text of docs/model_card.md; every figure stands beside the number of images behind it."""
-    how = (
-        f"{info.rounds} rounds of federated training at this site; no image left any site"
-        if info.kind == "federated"
-        else "trained by this site alone, without the federation"
-    )
+    rounds = f"{info.rounds} rounds of federated training at this site"
+    how = {
+        "federated": f"{rounds}; no image left any site",
+        "personal": f"a running mean of this site's own small networks over {rounds}; no image left any site",
+        "alone": "trained by this site alone, without the federation",
+    }[info.kind]
     parity = info.models[0].parity
     size = f"{info.image.width} x {info.image.height} pixels, {'grey' if info.image.channels == 1 else 'colour'}"
     return f"""# {info.title}
