@@ -6,11 +6,15 @@ Networks with random weights, experts that differ in every tensor and in how the
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -18,9 +22,10 @@ from torch import Tensor
 from ayni.errors import IntegrityError
 from ayni.learning.networks import Network, build_network
 from ayni.learning.statistics import statistics_of
-from ayni.task import Architecture, ImageSettings, ResNetSettings, UNetSettings
-from ayni_export.graph import parity_images
+from ayni.task import Architecture, ImageSettings, ResNetSettings, Task, TrainingSettings, UNetSettings
+from ayni_export.graph import DiagnosisGraph, parity_images, to_onnx
 from ayni_export.routed.answers import MEAN, STD, with_normalisation
+from ayni_export.routed.constants import fold_constants
 from ayni_export.routed.fold import folded
 from ayni_export.routed.graph import gradient_graph, plain_graph, routed_graph
 from ayni_export.routed.layers import layers_of
@@ -29,6 +34,7 @@ from ayni_export.routed.mixing import mixed, stacked
 from ayni_export.routed.parity import check_forward, check_gradient
 from ayni_export.routed.views import view
 from ayni_export.runtime import open_session
+from trained_home import trained_model
 
 IMAGE = ImageSettings(height=16, width=24)
 TEMPERATURE, NUM_EXPERTS = 1.5, 3
@@ -215,6 +221,61 @@ def test_the_gate_stops_what_is_not_a_number() -> None:
         check_forward(m.network, stack, IMAGE, temperature=TEMPERATURE, plain=m.plain)
     with pytest.raises(IntegrityError, match="differ from torch's by inf"):
         check_gradient(m.network, stack, IMAGE, view=VIEW, gradient=m.gradient)
+
+
+@every_kind
+def test_a_folded_network_runs_the_operators_of_a_model_of_its_own(kind: str, tmp_path: Path) -> None:
+    """What it costs is a benchmark; that nothing is added can be counted, once the runtime has optimised both."""
+    m = made(kind)
+    plain = plain_graph(m.network, m.experts[0], IMAGE, temperature=TEMPERATURE, statistics=False)
+    weights = {name: tensor.numpy() for name, tensor in m.experts[0].items()}
+    task = Task(
+        name="shapes",
+        title="Shapes",
+        kind="segmentation" if kind == "segmentation" else "classification",
+        classes=("disc", "bar"),
+        image=IMAGE,
+        training=TrainingSettings(rounds=1),
+    )
+    model = trained_model(task=task, network=KINDS[kind], pixel_mean=(0.3,), pixel_std=(0.2,), temperature=TEMPERATURE)
+    own = to_onnx(DiagnosisGraph(m.network, model), model, opset=20)
+    assert operators(plain, weights, tmp_path / "plain.onnx") == operators(own, {}, tmp_path / "own.onnx")
+
+
+def operators(graph: bytes, weights: dict[str, Any], place: Path) -> Counter[str]:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(place)
+    options.log_severity_level = 4
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)
+    onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(str(place), load_external_data=False).graph.node)
+
+
+def test_what_is_always_the_same_is_worked_out_once() -> None:
+    """sizes = cast(concat(2, 3)); y = reshape(x, sizes): two nodes go, and so does one of two equal constants."""
+    helper = onnx.helper
+    two, three = (helper.make_tensor(name, onnx.TensorProto.INT32, [1], [n]) for name, n in (("two", 2), ("three", 3)))
+    again = helper.make_tensor("again", onnx.TensorProto.INT64, [2], [2, 3])
+    nodes = [
+        helper.make_node("Concat", ["two", "three"], ["both"], axis=0),
+        helper.make_node("Cast", ["both"], ["sizes"], to=onnx.TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "sizes"], ["once"]),
+        helper.make_node("Reshape", ["once", "again"], ["y"]),
+        helper.make_node("RandomNormal", [], ["noise"], shape=[2]),
+    ]
+    x, y, noise = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [6]), ("y", [2, 3]), ("noise", [2]))
+    )
+    proto = helper.make_model(helper.make_graph(nodes, "g", [x], [y, noise], [two, three, again]))
+    fold_constants(proto)
+    assert [node.op_type for node in proto.graph.node] == ["Reshape", "Reshape", "RandomNormal"]
+    (only,) = proto.graph.initializer
+    assert onnx.numpy_helper.to_array(only).tolist() == [2, 3]
+    (found, _) = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": np.arange(6, dtype=np.float32)})
+    assert found.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @every_kind

@@ -23,6 +23,7 @@ from ayni.learning.networks import Network
 from ayni.task import ImageSettings
 from ayni_export.graph import quiet_exporter, strip, write_out_norms
 from ayni_export.routed.answers import answering, answers, normalised, probabilities_of
+from ayni_export.routed.constants import fold_constants
 from ayni_export.routed.gradient import gradient_function, traced
 from ayni_export.routed.layers import layers_of
 from ayni_export.routed.losses import WEIGHTS
@@ -106,7 +107,7 @@ def _size(stack: Weights) -> tuple[int, int]:
 def _exported(
     module: nn.Module, inputs: Weights, weights: Weights, outputs: Sequence[str], *, fixed: bool = False
 ) -> bytes:
-    """`fixed`: one image; its exact gradient is not optimised here (it took minutes), the runtime does it."""
+    """`fixed`: one image; an exact gradient, over which torch's optimiser would take minutes."""
     tensors = list(weights.values())
     arguments = (*inputs.values(), *tensors) if fixed else (*inputs.values(), tensors)
     images = torch.export.Dim("images", min=1, max=4096)
@@ -130,6 +131,8 @@ def _exported(
         raise IntegrityError("torch made no ONNX graph of this network. Report it with the task file.")
     proto = program.model_proto
     strip(proto)
+    if fixed:
+        fold_constants(proto)
     onnx.checker.check_model(proto, full_check=True)
     _take_weights_out(proto, set(weights))
     return bytes(proto.SerializeToString(deterministic=True))
