@@ -25,11 +25,22 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Settings are closed: a mistyped name is an error, not a silent default."""
 
 
+class LeaveOut(_Settings, frozen=True, kw_only=True):
+    """Groups of sites that are left out in turn: `method` federates the others, each of which then takes `steps` from
+    the global model as an expert, and the group's images are one unseen site's (`num_labelled` of them with labels)."""
+
+    groups: Annotated[tuple[str, ...], Meta(min_length=1)]
+    method: str = "fedhelp_no_guidance"
+    steps: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    num_labelled: Annotated[int, Meta(ge=4, le=1000)] = 8
+
+
 class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     """One task: `task` is a task file, from the experiment's folder; `data` is a data set's name below the data folder.
 
     `public` and `sites` say which images are public and how the others are dealt out (collection.py); `crop` cuts a
-    square of so many pixels out of each image's middle, before it is scaled; `settings` are per method.
+    square of so many pixels out of each image's middle, before it is scaled; `settings` are per method; `leave_out`
+    says which groups are left out to be unseen.
     """
 
     task: str
@@ -38,6 +49,7 @@ class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     public: dict[str, Any] = {}
     sites: dict[str, Any] = {}
     settings: dict[str, dict[str, Setting]] = {}
+    leave_out: LeaveOut | None = None
 
 
 class ExperimentFile(_Settings, frozen=True, kw_only=True):
@@ -87,7 +99,8 @@ def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experim
         raise UserError(f"{path} is no experiment file: {error}. examples/evidence/evidence.toml shows one.") from None
     known = known_methods() if methods is None else methods
     settings_for = [name for entry in file.tasks for name in entry.settings]
-    for name in [*file.methods, *settings_for]:
+    leaving = [entry.leave_out.method for entry in file.tasks if entry.leave_out]
+    for name in [*file.methods, *settings_for, *leaving]:
         if name not in known:
             raise UserError(f"{path}: there is no method {name!r}. Methods are {', '.join(known)}.")
     parts = tuple(_part(path, entry) for entry in file.tasks)

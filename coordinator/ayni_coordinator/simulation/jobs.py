@@ -14,6 +14,8 @@ from ayni.task import Task
 from ayni_coordinator.simulation.experiment import Experiment, Setting, TaskEntry, TaskPart
 from ayni_coordinator.simulation.results import Row
 
+UNSEEN = "unseen"  # what the runs that leave a group out are called; their rows have the names of ways
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """`entry.settings` has this method's settings only. Paths are absolute; `data_folder` is where data sets are.
@@ -37,17 +39,30 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        return f"{self.method} on {self.task.name}, seed {self.seed}"
+        without = f" without {self.left_out}" if self.left_out else ""
+        return f"{self.method} on {self.task.name}{without}, seed {self.seed}"
+
+    @property
+    def left_out(self) -> str:
+        """The group that an `unseen` run leaves out, or "" of any other run."""
+        return self.entry.leave_out.groups[0] if self.entry.leave_out else ""
 
 
 def jobs_of(experiment: Experiment, data_folder: Path) -> list[Job]:
     """All of them, seed by seed: whoever stops early has whole seeds."""
     return [
-        _job(experiment, part, method, seed, data_folder)
+        job
         for seed in experiment.seeds
         for part in experiment.parts
-        for method in experiment.methods
+        for job in [
+            *(_job(experiment, part, method, seed, data_folder) for method in experiment.methods),
+            *(_job(experiment, part, UNSEEN, seed, data_folder, group) for group in _groups(part)),
+        ]
     ]
+
+
+def _groups(part: TaskPart) -> tuple[str, ...]:
+    return part.entry.leave_out.groups if part.entry.leave_out else ()
 
 
 def selected(
@@ -74,9 +89,11 @@ def _check_there(what: str, wanted: Collection[str] | Collection[int], there: Se
             )
 
 
-def _job(experiment: Experiment, part: TaskPart, method: str, seed: int, data_folder: Path) -> Job:
+def _job(experiment: Experiment, part: TaskPart, method: str, seed: int, data_folder: Path, left_out: str = "") -> Job:
     settings = {method: part.entry.settings[method]} if method in part.entry.settings else {}
-    entry = msgspec.structs.replace(part.entry, settings=settings)
+    plan = part.entry.leave_out
+    leave_out = msgspec.structs.replace(plan, groups=(left_out,)) if plan and left_out else None
+    entry = msgspec.structs.replace(part.entry, settings=settings, leave_out=leave_out)
     return Job(
         task=part.task, method=method, seed=seed, entry=entry, experiment=str(experiment.path.resolve()),
         data_folder=str(data_folder.resolve()), fingerprint=_fingerprint(part, entry, method, seed),

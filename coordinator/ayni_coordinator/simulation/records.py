@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,14 @@ from ayni_coordinator.simulation.jobs import Job
 from ayni_coordinator.simulation.results import Row, in_order
 
 Stand = Literal["open", "finished", "failed", "outdated"]
+
+
+def _file_name(job: Job) -> str:
+    """Without what could be a path in a group's name; two groups that then look alike are told apart by a hash."""
+    if not job.left_out:
+        return str(job.seed)
+    plain = re.sub(r"[^A-Za-z0-9_-]", "-", job.left_out)[:40]
+    return f"{job.seed}-without-{plain}-{hashlib.sha256(job.left_out.encode()).hexdigest()[:6]}"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,10 +44,10 @@ class Records:
     out: Path
 
     def path(self, job: Job) -> Path:
-        return self.out / "rows" / job.task.name / job.method / f"{job.seed}.json"
+        return self.out / "rows" / job.task.name / job.method / f"{_file_name(job)}.json"
 
     def log(self, job: Job) -> Path:
-        return self.out / "logs" / job.task.name / job.method / f"{job.seed}.log"
+        return self.out / "logs" / job.task.name / job.method / f"{_file_name(job)}.log"
 
     def write(self, job: Job, record: Record) -> None:
         write_atomic(self.path(job), msgspec.json.encode(record) + b"\n")

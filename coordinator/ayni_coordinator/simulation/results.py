@@ -49,8 +49,9 @@ def main_metric(row: Row) -> tuple[str, float]:
 
 
 def in_order(rows: Iterable[Row], *, tasks: Sequence[str], methods: Sequence[str]) -> list[Row]:
-    """As the experiment lists its tasks and methods, then by seed; a run's sites keep the order that it gave them."""
-    return sorted(rows, key=lambda row: (tasks.index(row.task), methods.index(row.method), row.seed))
+    """As the experiment lists its tasks and methods (ways for unseen sites last), then by seed; else in their order."""
+    place = {method: number for number, method in enumerate(methods)}
+    return sorted(rows, key=lambda row: (tasks.index(row.task), place.get(row.method, len(place)), row.seed))
 
 
 def read_rows(path: Path) -> list[Row]:

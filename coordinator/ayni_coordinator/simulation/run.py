@@ -38,6 +38,10 @@ def run_job(job: Job, tell: Tell) -> list[Row]:
     """Raises UserError for data or settings that will not do."""
     torch.set_num_threads(job.num_threads)
     torch.use_deterministic_algorithms(True)
+    if job.left_out:
+        from ayni_coordinator.simulation.unseen.run import rows_of_left_out
+
+        return rows_of_left_out(job, tell)
     method = method_named(job.method)
     setup, dealt = set_up(job, method)
     return rows_of(job, setup, dealt, run_rounds(method, setup, tell))

@@ -55,7 +55,14 @@ def distance(here_2F: Floats, there_2F: Floats, places: Places) -> float:
     return float(np.sqrt((of_images + NOISE) * (of_features + NOISE))) - NOISE
 
 
-def start_weights(here: Sequence[Floats | None], there: Sequence[Floats | None], places: Places) -> Floats:
+def start_weights(
+    here: Sequence[Floats | None],
+    there: Sequence[Floats | None],
+    places: Places,
+    *,
+    power: float = POWER,
+    trust: float = TRUST,
+) -> Floats:
     """[E] on the simplex. `here`: [2, F] of the worklist, as each expert's site would have seen it; `there`: of that
     site's training images. An expert without (None) gets nothing; if none has any, the global model gets all.
 
@@ -69,10 +76,9 @@ def start_weights(here: Sequence[Floats | None], there: Sequence[Floats | None],
     if not known:
         return weights_E.astype(np.float32)
     apart = np.array([distances(here[i], there[i], places) for i in known])  # type: ignore[arg-type]
-    near = -POWER * np.log(apart + NOISE).sum(axis=1)
+    near = -power * np.log(apart + NOISE).sum(axis=1)
     shares = np.exp(near - near.max())
     shares /= shares.sum()
-    trust = np.exp(-float(shares @ apart[:, 1]) / TRUST)
-    weights_E[known] = trust * shares
+    weights_E[known] = np.exp(-float(shares @ apart[:, 1]) / trust) * shares
     weights_E[0] += 1 - weights_E.sum()
     return np.asarray(np.clip(weights_E, 0, 1), np.float32)
