@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ayni.jobs import Evaluate, Event, FinishTraining, Progress
+from ayni.learning.fine_tune import RATE
 from ayni.learning.networks import build_network, weights_of
 from ayni.learning.personal import personal_after
 from ayni.learning.state import TrainingFolder
@@ -187,6 +188,25 @@ def test_a_clinic_diagnoses_with_its_personal_model_where_that_is_clearly_best(t
     assert model.chosen.startswith("this site's personal model: AUC")
     chosen = safe.decode((bench.folder / "home/models/federated/weights.safetensors").read_bytes())
     assert chosen["head.weight"].tolist() == part_of(bench, "home", 1, "personal.")["head.weight"].tolist()
+
+
+@pytest.mark.parametrize("role", ["clinic", "hospital"])
+def test_fine_tuned_it_starts_from_the_global_model_and_leaves_it_as_it_is(tmp_path: Path, role: Role) -> None:
+    settings = PersonalSettings(kind="fine-tune", steps=3)
+    bench = Bench(tmp_path, replace(TASK, personal=settings))
+    done(bench.round("home", 1, role))
+    assert not part_of(bench, "home", 1, "personal.")  # nothing is kept from round to round
+    scores = finished(bench, "home", role)
+    assert set(scores) == {"federated", "personal"}
+    weights = safe.decode((bench.folder / "home/models/personal/weights.safetensors").read_bytes())
+    moved = {
+        name: float(np.abs(np.asarray(array, np.float32) - bench.start[name]).max()) for name, array in weights.items()
+    }
+    # three steps of Adam move no weight by much more than three times the rate, and the head's all by something
+    assert 0 < moved["head.weight"] < 4 * RATE
+    assert max(moved.values()) < 4 * RATE
+    model = TrainedModel.read(bench.folder / "home/models/personal")
+    assert model.network == TASK.networks.small
 
 
 def test_without_the_setting_there_is_none(tmp_path: Path) -> None:

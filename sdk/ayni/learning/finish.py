@@ -12,9 +12,10 @@ from torch import nn
 from ayni.errors import UserError
 from ayni.jobs import Done, FinishTraining, SiteContext, TrainAlone
 from ayni.learning.batches import Normaliser
+from ayni.learning.fine_tune import fine_tuned
 from ayni.learning.learners import Alone
 from ayni.learning.models import Candidate, choose_and_store, diagnosis_network
-from ayni.learning.networks import seeded_network, weights_of
+from ayni.learning.networks import Network, load_weights, seeded_network, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.parts import tensors_of, under
 from ayni.learning.scores import answers
@@ -29,13 +30,14 @@ PERSONAL = "this site's personal model"
 
 
 def finish_training(job: FinishTraining) -> Done:
-    """Choose between what the federation, this site's last round and its running mean gave: HOME/models/federated. The
-    running mean by itself is HOME/models/personal, if the task wants one."""
+    """Choose between what the federation, this site's last round and its personal model gave: HOME/models/federated.
+    The personal model by itself is HOME/models/personal, if the task wants one."""
     context, task = job.context, read_task_of(job.context)
     own, folder = load_own_images(context, task), TrainingFolder(Path(context.home))
     trained = folder.rounds()
     state = read_state(folder.state_after(trained[-1])) if trained else None
     normalise = Normaliser(state.info.pixel_mean, state.info.pixel_std) if state else own.normalise
+    network = _global_network(job, task)
     candidates = []
     if state and context.role == "hospital":
         candidates = [
@@ -43,13 +45,11 @@ def finish_training(job: FinishTraining) -> Done:
             Candidate("the large network", _floats(under(state.tensors, "large"))),
         ]
     elif context.role == "clinic":
-        if job.global_model:
-            shape_of = seeded_network(task.small_network, task, task.seed)
-            weights = load_global(job.global_model, job.global_digest, shape_of)
-            candidates.append(Candidate(f"the global model of round {job.rounds}", weights))
+        if network:
+            candidates.append(Candidate(f"the global model of round {job.rounds}", weights_of(network)))
         if state:
             candidates.append(Candidate("this site's last small network", _floats(under(state.tensors, "small"))))
-    personal = _floats(under(state.tensors, "personal")) if state else {}
+    personal = _personal(task, context.site, own, normalise, network, state)
     if personal and context.role == "clinic":
         candidates.append(Candidate(PERSONAL, personal))
     if not candidates:
@@ -67,6 +67,27 @@ def finish_training(job: FinishTraining) -> Done:
         for kind, some, network in stored
     }
     return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores=scores)
+
+
+def _global_network(job: FinishTraining, task: Task) -> Network | None:
+    if not job.global_model:
+        return None
+    network = seeded_network(task.small_network, task, task.seed)
+    load_weights(network, load_global(job.global_model, job.global_digest, network))
+    return network
+
+
+def _personal(
+    task: Task, site: str, own: OwnImages, normalise: Normaliser, network: Network | None, state: State | None
+) -> dict[str, Floats]:
+    """{} if the task wants none, or there is nothing to make it of."""
+    if state is None or task.personal is None:
+        return {}
+    if task.personal.kind == "iop":
+        return _floats(under(state.tensors, "personal"))
+    if network is None:
+        return {}
+    return weights_of(fine_tuned(network, own, normalise, task, site, task.personal.steps))
 
 
 def _floats(tensors: dict[str, Array]) -> dict[str, Floats]:

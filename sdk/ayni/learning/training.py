@@ -81,7 +81,7 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
         soft_labels = answer_public_set(learner.average.module, public, task, context.site, job.round_number)
         write_atomic(Path(job.soft_labels_out), encode_targets(soft_labels))
     tensors = {**tensors_of(learner.parts), **{f"residual.{k}": v for k, v in residual.items()}}
-    if task.personal:
+    if task.personal and task.personal.kind == "iop":
         kept = under(before.tensors, "personal") if before else {}
         personal = personal_after(kept, weights_of(learner.small), task.personal.decay)
         tensors |= {f"personal.{name}": array for name, array in personal.items()}
