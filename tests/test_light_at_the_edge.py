@@ -95,7 +95,7 @@ def ayni(base_install: tuple[Path, int], *arguments: str) -> subprocess.Complete
 def test_a_base_install_says_its_version_and_lists_every_command(base_install: tuple[Path, int]) -> None:
     assert ayni(base_install, "--version").stdout.startswith("ayni ")
     listed = ayni(base_install, "--help").stdout
-    for command in ("join", "train", "status", "leave", "doctor", "export", "diagnose", "coordinator", "demo"):
+    for command in ("join", "train", "status", "leave", "doctor", "export", "diagnose", "adapt", "coordinator", "demo"):
         assert command in listed
 
 
@@ -119,7 +119,9 @@ def test_a_base_install_can_talk_and_its_doctor_says_what_is_missing_for_trainin
         ("coordinator invite HOME north", "coordinator"),
         ("simulate x.toml --out HOME/o", "coordinator"),
         ("export HOME bundle", "export"),
+        ("export HOME bundle --routed", "export"),
         ("diagnose bundle image.png", "deploy"),
+        ("adapt bundle image.png --out HOME/ours", "deploy"),
         ("demo --out HOME/demo", "all"),
     ],
 )

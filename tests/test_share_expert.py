@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ayni.errors import IntegrityError, UserError
+from ayni.keys import SiteKeys, fingerprint
 from ayni.learning.networks import build_network, load_weights
 from ayni.task import PersonalSettings, Task
 from ayni.tensors import safe
@@ -24,6 +25,7 @@ from ayni.tensors.expert import decode_expert
 from ayni.tensors.safe import Floats
 from ayni.trained_model import TrainedModel
 from ayni_coordinator.expert_source import read_federation
+from ayni_export.bundle import read_bundle
 from small_federation import AYNI, ENVIRONMENT, SITES, TESTS, Federation
 
 pytestmark = pytest.mark.slow
@@ -227,6 +229,16 @@ def test_a_bundle_is_packed_from_the_global_model_and_who_agreed(trained: Federa
     assert whole.info.num_train == 3 * 48
     assert safe.digest(whole.weights) == federation.experts[1].info.reference_digest
     assert whole.info.pixel_mean == federation.experts[1].info.pixel_mean  # all normalise as the public set says
+
+
+def test_a_routed_bundle_is_exported_from_the_coordinators_folder_and_names_who_agreed(
+    trained: Federation, tmp_path: Path
+) -> None:
+    said = done("export", trained.centre, tmp_path / "bundle", "--routed")
+    assert "3 experts (the global model, the model of clinic-a, the model of hospital)" in said
+    bundle = read_bundle(tmp_path / "bundle", signer=fingerprint(SiteKeys.load(trained.centre).signing_public))
+    assert bundle.info.routed is not None
+    assert [expert.num_cases >= 5 for expert in bundle.info.routed.experts] == [False, True, True]
 
 
 def test_a_damaged_expert_is_named_and_not_used(trained: Federation) -> None:
