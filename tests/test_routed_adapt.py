@@ -96,6 +96,19 @@ def test_the_same_images_give_the_same_steps_whatever_was_refined_before() -> No
     assert np.array_equal(first, again)
 
 
+def test_a_third_of_the_images_are_asked_for_gradients() -> None:
+    asked: list[int] = []
+
+    def gradient(image_hwK: Pixels, logits_LE: Floats) -> tuple[float, Floats]:
+        asked.append(int(image_hwK[0, 0, 0]))
+        return 0.0, np.zeros_like(logits_LE)
+
+    images = [np.full((4, 4, 1), number, np.uint8) for number in range(16)]
+    _, refinement = refined(images, np.full(2, 0.5, np.float32), gradient, NUM_LAYERS)
+    assert asked == [0, 3, 6, 9, 12, 15]
+    assert refinement.num_steps == 4
+
+
 def test_the_guards_figures_by_hand() -> None:
     half = np.full((1, 4, 4), 0.25, np.float32)
     half[0, 1:3, 1:4] = 0.75  # 6 of 16 pixels, 4 of them in the disc
