@@ -169,6 +169,23 @@ def test_sites_that_never_trained_have_a_table_of_their_own_against_the_global_m
     assert "## Sites that never trained" in page_of(unseen, tmp_path)
 
 
+def test_the_way_to_the_best_expert_and_the_worst_site_are_worked_out_by_hand(tmp_path: Path) -> None:
+    figures = {"global": (0.6, 0.8), "soup": (0.59, 0.8), "oracle": (0.8, 0.84), "routed": (0.72, 0.79)}
+    rows = [
+        row(way, site, auc, seed=seed, task=task)
+        for way, by_task_ in figures.items()
+        for (task, site), auc in zip((("one", "site-x"), ("two", "site-y")), by_task_, strict=True)
+        for seed in range(2)
+    ]
+    page = page_of(rows, tmp_path)
+    # gains .12 and -.01, of .2 and .04: .11 / .24; of the soup the gains are -.01 and 0
+    assert "0.46 | −0.010 (two: site-y) |" in page
+    assert "- At least a third of the way to the best expert: **holds**: 0.46." in page
+    assert "by more than 0.005: does not hold: two: site-y with −0.0100." in page
+    assert "- Ahead of the global model: not shown: +0.055" in page
+    assert "−0.04 | −0.010 (one: site-x) |" in page or "-0.04 | −0.010 (one: site-x) |" in page
+
+
 def test_what_people_wrote_beside_it_is_kept_in_the_page(tmp_path: Path) -> None:
     (tmp_path / "results_notes.md").write_text("The clinics' scans are old.\n")
     page = page_of(ROWS, tmp_path)

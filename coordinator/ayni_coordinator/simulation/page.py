@@ -13,6 +13,7 @@ from ayni_coordinator.simulation.evidence import TaskEvidence, by_task
 from ayni_coordinator.simulation.markdown import plain
 from ayni_coordinator.simulation.page_gaps import gaps
 from ayni_coordinator.simulation.page_tables import ALONE, OURS, metric_name
+from ayni_coordinator.simulation.page_unseen import unseen_section
 from ayni_coordinator.simulation.plots import bytes_plot, dot_plot
 from ayni_coordinator.simulation.results import Row
 from ayni_coordinator.simulation.statistics import NUM_RESAMPLES
@@ -91,7 +92,7 @@ def _paragraphs(everything: Sequence[TaskEvidence], markdown: Path, notes_name: 
     yield from page_claims.parts_section(federated)
     for evidence in federated:
         yield from _task_section(evidence, markdown)
-    yield from _unseen_section(everything)
+    yield from unseen_section(everything)
     yield "## What is missing here"
     yield "\n".join(f"- {sentence}" for sentence in gaps(everything)) or "Every method has every seed and site."
     yield "## How to read this"
@@ -124,14 +125,3 @@ def _sites_in_words(evidence: TaskEvidence) -> str:
             plural = "" if len(sites) == 1 else "s"
             said.append(f"{len(sites)} {what} site{plural} ({min(images)} to {max(images)} training images)")
     return f"{' and '.join(said)}." if said else ""
-
-
-def _unseen_section(everything: Sequence[TaskEvidence]) -> Iterator[str]:
-    tables = [(evidence, page_tables.unseen_table(evidence)) for evidence in everything]
-    if not any(text for _, text in tables):
-        return
-    yield "## Sites that never trained"
-    for evidence, text in tables:
-        if text:
-            yield f"### {plain(evidence.task)}"
-            yield text

@@ -79,6 +79,7 @@ class Screen:
                 self.note(f"{job.name}: failed: {message}")
             case Finished(rows=rows) if self._live is None:
                 found = figure(rows)
-                told = f"{found[0]} {found[1]:.3f} at the clinics, " if found else ""
+                where = "in the mean of all ways" if job.left_out else "at the clinics"
+                told = f"{found[0]} {found[1]:.3f} {where}, " if found else ""
                 standing_now = standing(self._board, time.monotonic())
                 self.note(f"{job.name}: {told}{time_text(wall_s)}; {standing_now}")

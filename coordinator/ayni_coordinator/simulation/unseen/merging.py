@@ -45,4 +45,4 @@ def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
         p, q = (torch.stack([torch.sigmoid(x), torch.sigmoid(-x)], dim=1) for x in (one, other))
     middle = ((p + q) / 2).clamp_min(1e-12).log()
     both = functional.kl_div(middle, p, reduction="none") + functional.kl_div(middle, q, reduction="none")
-    return both.sum(dim=1).flatten(1).mean(dim=1) / 2
+    return both.sum(dim=1).reshape(len(one), -1).mean(dim=1) / 2
