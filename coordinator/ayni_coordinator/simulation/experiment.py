@@ -35,12 +35,21 @@ class LeaveOut(_Settings, frozen=True, kw_only=True):
     num_labelled: Annotated[int, Meta(ge=4, le=1000)] = 8
 
 
+class PersonalSweep(_Settings, frozen=True, kw_only=True):
+    """Personal models of the federation of `method`, one of the FedHelp family: running means with these `decays`, the
+    global model after one epoch, and after `steps`, on a site's own images."""
+
+    decays: Annotated[tuple[Annotated[float, Meta(ge=0, le=1)], ...], Meta(min_length=1)]
+    method: str = "fedhelp_no_guidance"
+    steps: Annotated[int, Meta(ge=1, le=100_000)] = 64
+
+
 class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     """One task: `task` is a task file, from the experiment's folder; `data` is a data set's name below the data folder.
 
     `public` and `sites` say which images are public and how the others are dealt out (collection.py); `crop` cuts a
     square of so many pixels out of each image's middle, before it is scaled; `settings` are per method; `leave_out`
-    says which groups are left out to be unseen.
+    says which groups are left out to be unseen, `personal` which personal models are compared.
     """
 
     task: str
@@ -50,6 +59,7 @@ class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     sites: dict[str, Any] = {}
     settings: dict[str, dict[str, Setting]] = {}
     leave_out: LeaveOut | None = None
+    personal: PersonalSweep | None = None
 
 
 class ExperimentFile(_Settings, frozen=True, kw_only=True):
@@ -99,8 +109,8 @@ def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experim
         raise UserError(f"{path} is no experiment file: {error}. examples/evidence/evidence.toml shows one.") from None
     known = known_methods() if methods is None else methods
     settings_for = [name for entry in file.tasks for name in entry.settings]
-    leaving = [entry.leave_out.method for entry in file.tasks if entry.leave_out]
-    for name in [*file.methods, *settings_for, *leaving]:
+    studies = [study.method for entry in file.tasks for study in (entry.leave_out, entry.personal) if study]
+    for name in [*file.methods, *settings_for, *studies]:
         if name not in known:
             raise UserError(f"{path}: there is no method {name!r}. Methods are {', '.join(known)}.")
     parts = tuple(_part(path, entry) for entry in file.tasks)

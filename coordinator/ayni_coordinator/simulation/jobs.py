@@ -14,7 +14,8 @@ from ayni.task import Task
 from ayni_coordinator.simulation.experiment import Experiment, Setting, TaskEntry, TaskPart
 from ayni_coordinator.simulation.results import Row
 
-UNSEEN = "unseen"  # what the runs that leave a group out are called; their rows have the names of ways
+# what runs are called whose rows have names of their own: of ways at an unseen site, of personal models
+UNSEEN, PERSONAL = "unseen", "personal"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +57,7 @@ def jobs_of(experiment: Experiment, data_folder: Path) -> list[Job]:
         for part in experiment.parts
         for job in [
             *(_job(experiment, part, method, seed, data_folder) for method in experiment.methods),
+            *(_job(experiment, part, PERSONAL, seed, data_folder) for _ in range(part.entry.personal is not None)),
             *(_job(experiment, part, UNSEEN, seed, data_folder, group) for group in _groups(part)),
         ]
     ]
@@ -93,7 +95,8 @@ def _job(experiment: Experiment, part: TaskPart, method: str, seed: int, data_fo
     settings = {method: part.entry.settings[method]} if method in part.entry.settings else {}
     plan = part.entry.leave_out
     leave_out = msgspec.structs.replace(plan, groups=(left_out,)) if plan and left_out else None
-    entry = msgspec.structs.replace(part.entry, settings=settings, leave_out=leave_out)
+    personal = part.entry.personal if method == PERSONAL else None
+    entry = msgspec.structs.replace(part.entry, settings=settings, leave_out=leave_out, personal=personal)
     return Job(
         task=part.task, method=method, seed=seed, entry=entry, experiment=str(experiment.path.resolve()),
         data_folder=str(data_folder.resolve()), fingerprint=_fingerprint(part, entry, method, seed),

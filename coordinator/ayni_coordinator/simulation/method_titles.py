@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 TITLES_FILE = Path(__file__).with_name("methods.toml")
-Kind = Literal["bound", "baseline", "ours", "ablation"]
+Kind = Literal["bound", "baseline", "ours", "ablation", "personal"]
 
 
 class Title(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -42,6 +42,10 @@ def run_job(job: Job, tell: Tell) -> list[Row]:
         from ayni_coordinator.simulation.unseen.run import rows_of_left_out
 
         return rows_of_left_out(job, tell)
+    if job.entry.personal:
+        from ayni_coordinator.simulation.personal import rows_of_personal
+
+        return rows_of_personal(job, tell)
     method = method_named(job.method)
     setup, dealt = set_up(job, method)
     return rows_of(job, setup, dealt, run_rounds(method, setup, tell))

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import msgspec
 
 from ayni.errors import AyniError
-from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job, Outcome, Progress, RunJob, Tell
+from ayni_coordinator.simulation.jobs import PERSONAL, Event, Failed, Finished, Job, Outcome, Progress, RunJob, Tell
 from ayni_coordinator.simulation.results import Row
 
 RUN = "ayni_coordinator.simulation.run:run_job"
@@ -51,6 +51,8 @@ def _checked(rows: list[Row], job: Job) -> list[Row]:
 
 
 def _is_of(row: Row, job: Job) -> bool:
+    if job.method == PERSONAL:
+        return row.method.startswith("personal_")
     return row.role == "unseen" and row.site == job.left_out if job.left_out else row.method == job.method
 
 
