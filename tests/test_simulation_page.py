@@ -180,7 +180,7 @@ def test_the_way_to_the_best_expert_and_the_worst_site_are_worked_out_by_hand(tm
     page = page_of(rows, tmp_path)
     # gains .12 and -.01, of .2 and .04: .11 / .24; of the soup the gains are -.01 and 0
     assert "0.46 | −0.010 (two: site-y) |" in page
-    assert "- At least a third of the way to the best expert: **holds**: 0.46." in page
+    assert "- At least a third of the way to the best expert: **holds**: 0.46 (one 0.60, two −0.25)." in page
     assert "by more than 0.005: does not hold: two: site-y with −0.0100." in page
     assert "- Ahead of the global model: not shown: +0.055" in page
     assert "−0.04 | −0.010 (one: site-x) |" in page or "-0.04 | −0.010 (one: site-x) |" in page

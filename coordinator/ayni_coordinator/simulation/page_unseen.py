@@ -96,7 +96,9 @@ def _verdicts(everything: Sequence[TaskEvidence], way: str) -> Iterator[str]:
     share = share_of_the_way(everything, way)
     if share is not None:
         answer = "**holds**" if share >= LEAST_SHARE else "does not hold"
-        yield f"At least a third of the way to the best expert: {answer}: {share:.2f}."
+        each = ((evidence.task, share_of_the_way([evidence], way)) for evidence in everything)
+        by_task = ", ".join(f"{plain(task)} {part:.2f}".replace("-", "−") for task, part in each if part is not None)
+        yield f"At least a third of the way to the best expert: {answer}: {share:.2f} ({by_task})."
     worst = worst_loss(everything, way)
     if worst is not None:
         answer = "**holds**" if worst[1] >= -LOSS_LIMIT else "does not hold"
