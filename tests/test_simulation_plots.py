@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ayni_coordinator.simulation import svg
 from ayni_coordinator.simulation.evidence import TaskEvidence, by_task
 from ayni_coordinator.simulation.label_places import Box, places, spread
+from ayni_coordinator.simulation.method_titles import Kind
 from ayni_coordinator.simulation.plots import bytes_plot, dot_plot
 from ayni_coordinator.simulation.results import Row, SiteRole
 
@@ -75,3 +78,9 @@ def test_no_name_lies_over_another_or_over_a_whisker(points: list[tuple[float, f
     boxes = places(centres, [60.0] * len(centres), whiskers, Box(-100, 0, 1000, 500))
     assert all(not a.overlap(b) for a, b in itertools.combinations(boxes, 2))
     assert all(not box.overlap(whisker) for box in boxes for whisker in whiskers)
+
+
+def test_every_kind_of_method_has_a_colour_a_name_and_a_shape() -> None:
+    kinds = get_args(Kind)
+    assert set(svg.COLOURS) == set(svg.KINDS) == set(kinds)
+    assert len({str(svg.mark(kind, 0, 0)) for kind in kinds}) == len(kinds)

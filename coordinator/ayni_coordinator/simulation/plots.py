@@ -104,7 +104,7 @@ def _points(evidence: TaskEvidence) -> list[_Point]:
     for method in evidence.methods:
         kind = title_of(method).kind
         gain, num_bytes = evidence.difference(method, ALONE, "clinic"), evidence.round_bytes(method)
-        if kind != "ablation" and gain is not None and num_bytes:
+        if kind not in ("ablation", "personal") and gain is not None and num_bytes:
             found.append(_Point(method, kind, num_bytes, gain))
     return sorted(found, key=lambda point: (point.num_bytes, point.method))
 

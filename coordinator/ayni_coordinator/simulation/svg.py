@@ -14,9 +14,12 @@ from ayni_coordinator.simulation.method_titles import Kind
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 INK, SOFT, GRID = "#1b1f24", "#57606a", "#d8dee4"
-COLOURS: dict[Kind, str] = {"bound": "#57606a", "baseline": "#0072b2", "ours": "#d55e00", "ablation": "#d55e00"}
+COLOURS: dict[Kind, str] = {
+    "bound": "#57606a", "baseline": "#0072b2", "ours": "#d55e00", "ablation": "#d55e00", "personal": "#009e73",
+}  # fmt: skip
 KINDS: dict[Kind, str] = {
     "bound": "without a federation", "baseline": "baseline", "ours": "ours", "ablation": "ours, a part left out",
+    "personal": "a personal model",
 }  # fmt: skip
 CHARACTER_PX = 6.9  # of the 12 px font; generous, since every reader's font differs
 TEXT_PX = 12
@@ -87,10 +90,12 @@ def line(x1: float, y1: float, x2: float, y2: float, *, colour: str, width: floa
 def mark(kind: Kind, x: float, y: float) -> Html:
     """A filled circle for a baseline, a ring for a bound, a diamond for ours, hollow for an ablation of ours."""
     colour = COLOURS[kind]
-    fill = colour if kind in ("baseline", "ours") else "#ffffff"
+    fill = colour if kind in ("baseline", "ours", "personal") else "#ffffff"
     look = {"fill": fill, "stroke": colour, "stroke_width": "2"}
     if kind in ("bound", "baseline"):
         return tag("circle", cx=px(x), cy=px(y), r="4.5", **look)
+    if kind == "personal":
+        return tag("rect", x=px(x - 4), y=px(y - 4), width="8", height="8", **look)
     corners = [(x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y)]
     return tag("polygon", points=" ".join(f"{px(a)},{px(b)}" for a, b in corners), **look)
 
