@@ -59,7 +59,7 @@ def _row(everything: Sequence[TaskEvidence], way: str) -> list[str]:
     return [
         named(way),
         *texts,
-        NOTHING if share is None else f"{share:.2f}",
+        NOTHING if share is None else f"{share:.2f}".replace("-", "−"),
         NOTHING if worst is None else f"{signed(worst[1], DIGITS)} ({plain(worst[0])})",
     ]
 
