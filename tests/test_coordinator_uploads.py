@@ -190,7 +190,7 @@ def test_a_large_artefact_of_ours_is_not_even_read_as_an_answer(tmp_path: Path) 
     desk.join("west")
     image_set = next(artefact for artefact in desk.listed() if artefact.kind == "public-set")
     assert image_set.num_bytes > desk.coordinator._uploads.max_bytes
-    with pytest.raises(RefusedError, match="no answer to a round"):
+    with pytest.raises(RefusedError, match="not what a site puts"):
         submit(desk, "north", bytes.fromhex(image_set.sha256))
 
 

@@ -60,7 +60,8 @@ def bright_at_one_pixel(folder: Path, weight: float) -> Diagnosis:
     pixels = np.zeros((28, 28), np.uint8)  # their mean is 250 / 784: a patch hides the pixel with 0
     pixels[ROW, COLUMN] = 250
     np.save(folder / "bright.npy", pixels)
-    bundle = replace(read_bundle(exported_bundle()), model=one_pixel_model(weight))
+    signed = read_bundle(exported_bundle())
+    bundle = replace(signed, files={**signed.files, signed.info.models[0].path: one_pixel_model(weight)})
     return diagnosed(bundle, folder / "bright.npy")
 
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from ayni.errors import UserError
-from ayni.task import GuidanceSettings, read_task
+from ayni.task import GuidanceSettings, PersonalSettings, read_task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import decode_targets
 from ayni_coordinator.demo.split import TASK_FILE
@@ -180,7 +180,12 @@ def test_guidance_of_the_example_task_keeps_the_classes_used_most(lite0_home: Pa
 def test_the_example_task_shows_every_setting() -> None:
     task = read_task(TASK_FILE)
     assert task.public_set == str(TASK_FILE.parent / "public.npz")
-    assert setting_names(tomllib.loads(TASK_FILE.read_text())) == setting_names(msgspec.to_builtins(task))
+    text = TASK_FILE.read_text()
+    assert "# [personal]" in text  # shown, and not switched on
+    assert setting_names(tomllib.loads(text)) | {"personal"} == setting_names(msgspec.to_builtins(task))
+    switched_on = text.replace("# [personal]", "[personal]").replace('# kind = "fine-tune"', 'kind = "fine-tune"')
+    shown = tomllib.loads(switched_on.replace("# decay", "decay").replace("# steps", "steps"))["personal"]
+    assert msgspec.convert(shown, PersonalSettings) == PersonalSettings(kind="fine-tune")
 
 
 def setting_names(settings: dict[str, Any], before: str = "") -> set[str]:
