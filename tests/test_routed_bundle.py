@@ -129,7 +129,7 @@ def test_the_same_worklist_gives_the_same_routing_whatever_was_asked_before(tmp_
     again = fitted_to("dark", tmp_path / "a", refine=True).adaptation
     assert msgspec.structs.replace(again, created=first.created) == first
     assert first.refinement is not None
-    assert first.refinement.num_steps == 4
+    assert first.refinement.num_steps == 3  # of eight images every third is asked, a step each
 
 
 def test_one_image_alone_and_in_a_stream_gets_the_same_answer(our_bundle: Path, tmp_path: Path) -> None:
