@@ -121,3 +121,23 @@ def test_data_are_a_folder_or_an_npz_file_and_missing_ones_are_said_with_what_br
         check_data(tmp_path / "other", experiment.parts)
     (tmp_path / "other" / "x-rays.npz").touch()
     check_data(tmp_path / "other", experiment.parts)
+
+
+@pytest.mark.parametrize("group", ["nowhere", "here"])
+def test_a_group_to_leave_out_must_be_one_of_the_sites_and_that_is_said_before_anything_is_trained(
+    tmp_path: Path, group: str
+) -> None:
+    task = Path(__file__).parents[1] / "examples/evidence/nuclei.toml"
+    text = f"""
+methods = ["local"]
+seeds = [0]
+[[tasks]]
+task = "{task}"
+data = "nuclei"
+leave_out = {{ groups = ["{group}"] }}
+[tasks.sites]
+here = {{ role = "clinic", group = "there" }}
+"""
+    (tmp_path / "unseen.toml").write_text(text)
+    with pytest.raises(UserError, match=f"leaves out the group '{group}'; it must be a group of its sites .*there"):
+        read_experiment(tmp_path / "unseen.toml")

@@ -134,6 +134,13 @@ def check_data(data: Path, parts: Iterable[TaskPart]) -> None:
 def _part(path: Path, entry: TaskEntry) -> TaskPart:
     file = path.parent / entry.task
     task = read_task(file)
+    groups = {site.get("group", "") for site in entry.sites.values() if isinstance(site, dict)}
+    for group in entry.leave_out.groups if entry.leave_out else ():
+        if group not in groups or group in entry.sites:
+            raise UserError(
+                f"{path}: task {task.name!r} leaves out the group {group!r}; it must be a group of its sites (they "
+                f"have {', '.join(sorted(filter(None, groups))) or 'none'}), and no site's name."
+            )
     return TaskPart(entry, task, tomllib.loads(file.read_text()))
 
 

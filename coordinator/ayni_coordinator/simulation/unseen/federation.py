@@ -56,8 +56,6 @@ def train_without(job: Job, group: str, plan: LeaveOut, tell: Tell) -> UnseenSit
 def _without(entry: TaskEntry, group: str, plan: LeaveOut) -> TaskEntry:
     """The other groups' sites as they are, and one site of all of this group's images."""
     sites = {name: site for name, site in entry.sites.items() if site.get("group") != group}
-    if len(sites) == len(entry.sites) or group in sites:
-        raise UserError(f"{entry.task} leaves out the group {group!r}, and no site (or a site's name) is of it.")
     unseen: dict[str, Any] = {"role": "clinic", "group": group, "num_train": plan.num_labelled}
     return msgspec.structs.replace(entry, sites={**sites, group: unseen}, settings={}, leave_out=None)
 
