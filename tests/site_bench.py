@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from ayni.jobs import Done, Event, Failed, Job, SiteContext, TrainRound
+from ayni.jobs import Done, Event, Failed, Job, Progress, SiteContext, TrainRound
 from ayni.learning.networks import initial_weights
 from ayni.learning.state import TrainingFolder, read_state
 from ayni.learning.worker import answer_line
@@ -127,3 +131,19 @@ def part_of(bench: Bench, home: str, number: int, part: str = "small.") -> dict[
         for name in state.tensors
         if name.startswith(part)
     }
+
+
+def kill_in_the_middle(job: TrainRound) -> None:
+    """Train in a process of its own, with a checkpoint after every step, and kill -9 after a few."""
+    code = "from ayni.learning import steps, worker; steps.CHECKPOINT_EVERY_S = 0.0; worker.main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdin
+        assert worker.stdout
+        worker.stdin.write(msgspec.json.encode(job) + b"\n")
+        worker.stdin.flush()
+        for line in worker.stdout:
+            event = msgspec.json.decode(line, type=Event)
+            assert isinstance(event, Progress), event
+            if event.step > 5:
+                os.kill(worker.pid, signal.SIGKILL)
+                break

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ayni.jobs import Evaluate, Event, FinishTraining, Progress
+from ayni.jobs import Evaluate, FinishTraining
 from ayni.learning.fine_tune import RATE
 from ayni.learning.networks import build_network, weights_of
 from ayni.learning.personal import personal_after
@@ -24,7 +20,7 @@ from ayni.task import PersonalSettings, Role, TrainingSettings
 from ayni.tensors import safe
 from ayni.tensors.safe import Array, Floats
 from ayni.trained_model import TrainedModel
-from site_bench import TASK, TINY, Bench, done, part_of, replace, update
+from site_bench import TASK, TINY, Bench, done, kill_in_the_middle, part_of, replace, update
 
 
 def floats(*values: float) -> Floats:
@@ -121,18 +117,7 @@ def test_a_killed_second_round_gives_the_same_personal_model(tmp_path: Path, rol
         done(bench.round(home, 1, role))
     done(bench.round("uncut", 2, role))
     job = bench.round("cut", 2, role)
-    code = "from ayni.learning import steps, worker; steps.CHECKPOINT_EVERY_S = 0.0; worker.main()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
-        assert worker.stdin
-        assert worker.stdout
-        worker.stdin.write(msgspec.json.encode(job) + b"\n")
-        worker.stdin.flush()
-        for line in worker.stdout:
-            event = msgspec.json.decode(line, type=Event)
-            assert isinstance(event, Progress), event
-            if event.step > 5:
-                os.kill(worker.pid, signal.SIGKILL)
-                break
+    kill_in_the_middle(job)
     assert TrainingFolder(bench.folder / "cut").rounds() == [1]
     done(job)
     done(job)  # and asked once more, as after a cut before the outbox: not averaged twice

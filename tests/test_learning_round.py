@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from ayni.tensors.safe import Floats
 from ayni.tensors.targets import decode_targets
 from ayni.tensors.update import decode_update
 from ayni.trained_model import TrainedModel
-from site_bench import NUM_PUBLIC, TASK, Bench, done, events_of, failed, part_of, replace, update
+from site_bench import NUM_PUBLIC, TASK, Bench, done, events_of, failed, kill_in_the_middle, part_of, replace, update
 
 
 @pytest.fixture
@@ -95,18 +93,7 @@ def test_a_killed_round_goes_on_to_the_same_bytes(tmp_path: Path, role: Role) ->
     done(bench.round("uncut", 1, role))
 
     job = bench.round("cut", 1, role)
-    code = "from ayni.learning import steps, worker; steps.CHECKPOINT_EVERY_S = 0.0; worker.main()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
-        assert worker.stdin
-        assert worker.stdout
-        worker.stdin.write(msgspec.json.encode(job) + b"\n")
-        worker.stdin.flush()
-        for line in worker.stdout:
-            event = msgspec.json.decode(line, type=Event)
-            assert isinstance(event, Progress), event
-            if event.step > 5:
-                os.kill(worker.pid, signal.SIGKILL)
-                break
+    kill_in_the_middle(job)
     assert not (bench.folder / "cut" / "update-1").exists()
     checkpoint = read_state(TrainingFolder(bench.folder / "cut").checkpoint("federated"))
     assert checkpoint

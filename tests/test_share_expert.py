@@ -111,7 +111,7 @@ def test_it_is_evaluated_and_exported_like_any_model(trained: Federation, tmp_pa
     assert set(figures) == {"federated", "personal"}
     assert f"shadows-personal-{site}" in done("export", home, tmp_path / "bundle", "--personal")
     card = (tmp_path / "bundle" / "docs" / "model_card.md").read_text()
-    assert "a running mean of this site's own small networks over 2 rounds" in card
+    assert "this site's personal model, kept beside the federation's, after 2 rounds" in card
     both = run("export", home, tmp_path / "other", "--personal", "--alone")
     assert (both.returncode, "ask for one of them" in both.stderr) == (2, True)
 

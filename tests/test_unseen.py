@@ -13,9 +13,11 @@ from ayni.learning.networks import seeded_network
 from ayni.learning.site_data import own_images
 from ayni.learning.statistics import training_statistics
 from ayni.task import Kind
+from ayni_coordinator.simulation.unseen import routing
 from ayni_coordinator.simulation.unseen.merging import jensen_shannon
 from ayni_coordinator.simulation.unseen.site import WORKLIST, Participant, UnseenSite
 from ayni_coordinator.simulation.unseen.ways import WAYS
+from ayni_export.routed import start
 from small_setups import small_setup, small_task, squares
 
 KINDS: list[Kind] = ["classification", "segmentation"]
@@ -85,6 +87,13 @@ def test_the_oracle_is_no_worse_than_any_one_expert(site: UnseenSite) -> None:
     best = site.figures(WAYS["oracle"](site), site.truth).main
     each = [site.figures(site.logits(site.one(e), site.pixels_NKHW), site.truth).main for e in range(site.num_experts)]
     assert best == max(each)
+
+
+def test_the_start_leans_to_the_site_whose_images_are_like_these(site: UnseenSite) -> None:
+    weights_E = routing._start(site.looks(site.pixels_NKHW), site, site.participants, start.POWER, start.TRUST)
+    assert weights_E[1] > 10 * weights_E[2]
+    assert torch.allclose(weights_E.sum(), torch.tensor(1.0))
+    assert not torch.equal(WAYS["routed"](site), WAYS["global"](site))
 
 
 def test_a_way_that_may_not_see_labels_does_not(site: UnseenSite) -> None:

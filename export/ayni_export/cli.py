@@ -64,7 +64,7 @@ def export(
     bundle: Annotated[Path, typer.Argument(help="The folder to write.", metavar="BUNDLE")],
     alone: Annotated[bool, typer.Option("--alone", help="The model trained without the federation.")] = False,
     personal: Annotated[
-        bool, typer.Option("--personal", help="The running mean of this site's own small networks.")
+        bool, typer.Option("--personal", help="This site's own model beside the federation's.")
     ] = False,
     routed: Annotated[
         bool, typer.Option("--routed", help="At the coordinator: the global model and all that sites share.")

@@ -29,8 +29,8 @@ OPSET = 20  # onnxruntime 1.17 and later
 def export_site(home: Path, bundle: Path, *, alone: bool = False, personal: bool = False) -> BundleInfo:
     """Write the model of a site's folder as a bundle, with the coordinator's word that the site's key signed it.
 
-    `alone`: the model that was trained without the federation; `personal`: the running mean of the site's own small
-    networks, if the task has one. Raises as `export_model`.
+    `alone`: the model that was trained without the federation; `personal`: the site's own model beside the
+    federation's, if the task has one. Raises as `export_model`.
     """
     settings, signing = read_settings(home), SiteKeys.load(home).signing
     certificate_file = home / KEY_FOLDER / CERTIFICATE_FILE

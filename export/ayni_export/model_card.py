@@ -14,7 +14,7 @@ def model_card(info: BundleInfo) -> str:
     rounds = f"{info.rounds} rounds of federated training at this site"
     how = {
         "federated": f"{rounds}; no image left any site",
-        "personal": f"a running mean of this site's own small networks over {rounds}; no image left any site",
+        "personal": f"this site's personal model, kept beside the federation's, after {rounds}; no image left any site",
         "alone": "trained by this site alone, without the federation",
     }[info.kind]
     parity = info.models[0].parity

@@ -153,9 +153,9 @@ def _signed_by(model: ReportedModel) -> str:
 def _made_by(model: ReportedModel, rounds: int) -> str:
     if model.kind == "routed":
         return f"the coordinator, from the sites' models after {rounds} federated rounds"
-    mean = ", the running mean of its own networks" if model.kind == "personal" else ""
+    which = ", its personal model" if model.kind == "personal" else ""
     how = "trained alone" if model.kind == "alone" else f"after {rounds} federated rounds at this site"
-    return f"{model.site} ({model.role}), {how}{mean}"
+    return f"{model.site} ({model.role}), {how}{which}"
 
 
 def _tally(report: Report) -> str:

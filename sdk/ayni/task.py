@@ -116,8 +116,8 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
 class PersonalSettings(_Settings, frozen=True, kw_only=True):
     """Every site keeps a model of its own beside the federation's. "iop" (IOP-FL, arXiv 2204.08467): a running mean of
     its trained small networks, of which each round keeps `decay` (0: the last round's network; 1: the first round's).
-    "fine-tune": the last global model after `steps` more on the site's own images; farther from the others, and so the
-    better expert for a routed bundle (docs/results.md)."""
+    "fine-tune": the last global model after `steps` more on the site's own images, farther from the others': a routed
+    bundle has something to choose between."""
 
     kind: Literal["iop", "fine-tune"] = "iop"
     decay: Annotated[float, Meta(ge=0, le=1)] = 0.1

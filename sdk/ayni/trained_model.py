@@ -1,7 +1,7 @@
 """What training leaves behind and export takes up: one folder with `weights.safetensors` and `model.json`.
 
-A site has up to three of them, in `HOME/models`: `federated`, `personal` (a running mean of its own small networks) and
-`alone`.
+A site has up to three of them, in `HOME/models`: `federated`, `personal` (its own small network beside the
+federation's) and `alone`.
 """
 
 from __future__ import annotations

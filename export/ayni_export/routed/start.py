@@ -2,7 +2,8 @@
 
 Two places are compared: the images themselves (brightness, contrast), and the features that the global network's head
 sees. Both must be near: an expert of a like scanner for another structure is no help, nor is the reverse. Where no
-site's features are near, the global model keeps its say. Settled by leaving sites out (docs/results.md).
+site's features are near, the global model keeps its say. The constants were settled by leaving sites out, on
+other seeds than those of docs/results.md.
 
 E = experts (0 is the global model), F = channels of the statistics (row 0: means, row 1: variances). numpy only.
 """

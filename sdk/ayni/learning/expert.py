@@ -37,7 +37,7 @@ def make_expert(job: MakeExpert) -> Done:
         site=context.site,
         task=task.name,
         rounds=model.rounds,
-        decay=task.personal.decay,
+        decay=task.personal.decay if task.personal.kind == "iop" else 0.0,
         num_train=num_train,
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
