@@ -33,9 +33,9 @@ class ExpertInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Whose it is and how it was made; the global model's `site` is "global".
 
     After `rounds` of the federation: a running mean with `decay` (0 if it is no mean); `num_train` private training
-    images. `pixel_mean` and `pixel_std` normalise an image's channels. The statistics are of `num_cases` training images
-    (0: none) in the global model whose tensors have the digest `reference_digest`, so that those of all sites can be
-    compared.
+    images. `pixel_mean` and `pixel_std` normalise an image's channels. The statistics are of `num_cases` training
+    images (0: none) in the global model whose tensors have the digest `reference_digest`, so that those of all sites
+    can be compared.
     """
 
     site: Name
