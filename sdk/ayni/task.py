@@ -30,12 +30,30 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ImageSettings(_Settings, frozen=True, kw_only=True):
-    """The images that the networks see. `resize` says whether training scales other sizes to this one."""
+    """The images that the networks see. `resize` says whether training scales other sizes to this one.
+
+    With a `depth` they are volumes of so many slices (head to foot), and `spacing_mm` (between slices, rows, columns)
+    is what each is resampled to; without it voxels are taken as they are. `patch` (slices, rows, columns) is what a
+    network sees of a volume at once; None: all of it, or what `training.memory_mb` allows.
+    """
 
     height: Annotated[int, Meta(ge=8, le=1024)]
     width: Annotated[int, Meta(ge=8, le=1024)]
     channels: Literal[1, 3] = 1
     resize: bool = False
+    depth: Annotated[int, Meta(ge=0, le=1024)] = 0
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(height, width), or (depth, height, width) of a volume."""
+        return (self.depth, self.height, self.width) if self.depth else (self.height, self.width)
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The part of that size that a network sees at once."""
+        return self.patch or self.size
 
 
 class ResNetSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag="resnet"):
@@ -45,6 +63,11 @@ class ResNetSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag
     planes: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
     stem_stride: Literal[1, 2] = 1
     max_pool: bool = False
+
+    @property
+    def bottleneck(self) -> tuple[int, int]:
+        """Channels of the deepest features, and how many times smaller than the image they are."""
+        return self.planes[-1], self.stem_stride * (2 if self.max_pool else 1) * 8
 
 
 class UNetSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag="unet"):
@@ -57,8 +80,13 @@ class UNetSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag="
 
     @property
     def smallest_step(self) -> int:
-        """Height and width of an image must be multiples of this."""
+        """The sides of an image (or of the patch of a volume) must be multiples of this."""
         return int(2 ** (len(self.channels) - 1))
+
+    @property
+    def bottleneck(self) -> tuple[int, int]:
+        """Channels of the deepest features, and how many times smaller than the image they are."""
+        return self.channels[-1], self.smallest_step
 
 
 Architecture = ResNetSettings | UNetSettings
@@ -97,6 +125,7 @@ class TrainingSettings(_Settings, frozen=True, kw_only=True):
     holdout_fraction: Annotated[float, Meta(gt=0, lt=0.9)] = 0.2
     augment: bool = True
     mirror: bool = False  # also left and right, top and bottom: only where an image means the same mirrored
+    memory_mb: Annotated[int, Meta(ge=256, le=1_000_000)] = 2048  # what training on volumes may take: patches fit it
 
 
 class FedHelpSettings(_Settings, frozen=True, kw_only=True):
@@ -111,6 +140,24 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     ranking_top_k: PositiveInt = 1
     backward: Literal["ranking", "full-kl"] = "ranking"
     average: Literal["plain", "samples"] = "plain"
+
+
+class DualKdSettings(_Settings, frozen=True, kw_only=True):
+    """Few labels (arXiv 2303.14357): a teacher, trained at the centre on labelled data and sent once, teaches the small
+    networks on the sites' unlabelled images. `response_weight` is that of the squared difference of probabilities,
+    where the teacher is sure (its mean entropy over `passes` noisy copies is below `max_entropy` of the most
+    possible); `feature_weight` that of the KL between channels' softmax at the bottleneck. Both rise over
+    `ramp_up` of all steps. `teacher`: its network; the task's large one by default.
+    """
+
+    response_weight: NonNegativeFloat = 1.0
+    feature_weight: NonNegativeFloat = 0.1
+    max_entropy: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    passes: Annotated[int, Meta(ge=1, le=64)] = 4
+    noise: NonNegativeFloat = 0.1  # standard deviation, in units of the normalised image's
+    ramp_up: Annotated[float, Meta(ge=0, le=1)] = 0.4
+    teacher: Architecture | None = None
+    teacher_steps: PositiveInt = 2000
 
 
 class PersonalSettings(_Settings, frozen=True, kw_only=True):
@@ -188,6 +235,7 @@ class Task(_Settings, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     networks: NetworkSettings = NetworkSettings()
     fedhelp: FedHelpSettings = FedHelpSettings()
+    dual_kd: DualKdSettings | None = None
     personal: PersonalSettings | None = None
     traffic: TrafficSettings = TrafficSettings()
     round: RoundSettings = RoundSettings()
@@ -200,6 +248,11 @@ class Task(_Settings, frozen=True, kw_only=True):
     @property
     def large_network(self) -> Architecture:
         return self.networks.large or _DEFAULT_NETWORKS[self.kind][1]
+
+    @property
+    def teacher_network(self) -> Architecture:
+        """Of the teacher that the centre sends once."""
+        return (self.dual_kd and self.dual_kd.teacher) or self.large_network
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -275,7 +328,10 @@ def _check_sense(task: Task, path: Path) -> None:
 
 def check_kind(task: Task) -> None:
     """Whether classes, networks and losses fit the kind of the task; raises UserError."""
-    architectures = (task.small_network, task.large_network)
+    architectures = (task.small_network, task.large_network, task.teacher_network)
+    _check_image(task.image)
+    if task.dual_kd and task.dual_kd.feature_weight > 0:
+        _check_bottleneck(task.small_network, task.teacher_network)
     if task.kind == "classification":
         if len(task.classes) < 2:
             raise UserError("classification needs at least two classes (a finding and its absence, say).")
@@ -292,10 +348,29 @@ def check_kind(task: Task) -> None:
     for one in architectures:
         if not isinstance(one, UNetSettings):
             raise UserError('segmentation takes networks of the kind "unet"; a "resnet" is for classification.')
-        if task.image.height % one.smallest_step or task.image.width % one.smallest_step:
+        if any(side % one.smallest_step for side in task.image.seen):
+            what = "patches" if task.image.patch else "images"
             raise UserError(
-                f"a U-Net of {len(one.channels)} levels takes images whose sides are multiples of "
-                f"{one.smallest_step}; image is {task.image.width} x {task.image.height}."
+                f"a U-Net of {len(one.channels)} levels takes {what} whose sides are multiples of "
+                f"{one.smallest_step}; these are {' x '.join(map(str, task.image.seen[::-1]))}."
             )
     if task.guidance.source not in ("lite-medsam", "none"):
         raise UserError('segmentation is guided by outlines: guidance.source is "lite-medsam" or "none".')
+
+
+def _check_image(image: ImageSettings) -> None:
+    if not image.depth and (image.spacing_mm or image.patch):
+        raise UserError("image.spacing_mm and image.patch are for volumes: give image.depth too.")
+    if image.patch and any(part > side for part, side in zip(image.patch, image.size, strict=True)):
+        raise UserError(f"image.patch is {list(image.patch)}; it must lie within the volume, {list(image.size)}.")
+
+
+def _check_bottleneck(student: Architecture, teacher: Architecture) -> None:
+    """Feature distillation compares channel by channel."""
+    of_student, of_teacher = student.bottleneck, teacher.bottleneck
+    if of_student != of_teacher:
+        raise UserError(
+            f"dual_kd compares the deepest features of teacher and student, and they have {of_teacher[0]} and "
+            f"{of_student[0]} channels at 1/{of_teacher[1]} and 1/{of_student[1]} of the size. Give both networks "
+            "the same depth and last width, or set dual_kd.feature_weight to 0."
+        )
