@@ -30,7 +30,8 @@ class TrainRound(msgspec.Struct, frozen=True, kw_only=True, tag="train-round"):
 
     `global_model` lists the artefacts that make the global model: one whole, then changes; empty if no weights
     travel. Its tensors' digest must be `global_digest`. `guidance` are the foundation model's targets, `consensus`
-    the hospitals'. What is to be sent is written to `update_out` and `soft_labels_out` if these are given.
+    the hospitals', `teacher` the network that a task with `dual_kd` has. What is to be sent is written to `update_out`
+    and `soft_labels_out` if these are given.
     """
 
     context: SiteContext
@@ -42,6 +43,7 @@ class TrainRound(msgspec.Struct, frozen=True, kw_only=True, tag="train-round"):
     consensus: str | None
     update_out: str | None
     soft_labels_out: str | None
+    teacher: str | None = None
 
 
 class FinishTraining(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
@@ -52,6 +54,7 @@ class FinishTraining(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
     rounds: int
     global_model: list[str]
     global_digest: str
+    teacher: str | None = None
 
 
 class TrainAlone(msgspec.Struct, frozen=True, kw_only=True, tag="train-alone"):

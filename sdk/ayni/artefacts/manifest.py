@@ -11,7 +11,7 @@ from ayni.errors import IntegrityError
 from ayni.keys import open_signed, sign
 from ayni.wire.messages import Count, RoundNumber, Sha256, Text
 
-ArtefactKind = Literal["task", "public-set", "targets", "model", "bundle"]
+ArtefactKind = Literal["task", "public-set", "targets", "model", "bundle", "teacher"]
 _PURPOSE = "manifest"
 
 

@@ -93,8 +93,9 @@ class Agent:
         chain = manifest.model_chain() if weights else ()
         update = outbox / f"update-{number:04d}.safetensors"
         soft_labels = outbox / f"soft-labels-{number:04d}.safetensors"
-        public_set = manifest.latest("public-set")
-        targets = {a.name: str(self.path_of(a)) for a in self._needed(manifest) if a.kind == "targets"}
+        needed = self._needed(manifest)
+        public_set = next((str(self.path_of(a)) for a in needed if a.kind == "public-set"), None)
+        targets = {a.name: str(self.path_of(a)) for a in needed if a.kind == "targets"}
         answers = self._settings.role == "hospital" and public_set is not None
         done = process.run(
             TrainRound(
@@ -102,11 +103,12 @@ class Agent:
                 round_number=number,
                 global_model=[str(self.path_of(artefact)) for artefact in chain],
                 global_digest=chain[-1].digest.hex() if chain else "",
-                public_set=str(self.path_of(public_set)) if public_set else None,
+                public_set=public_set,
                 guidance=targets.get("guidance"),
                 consensus=targets.get("consensus"),
                 update_out=str(update) if weights else None,
                 soft_labels_out=str(soft_labels) if answers else None,
+                teacher=self._teacher(manifest),
             ),
             self._watcher.progress,
         )
@@ -170,6 +172,7 @@ class Agent:
                 rounds=rounds,
                 global_model=[str(self.path_of(artefact)) for artefact in chain],
                 global_digest=chain[-1].digest.hex() if chain else "",
+                teacher=self._teacher(manifest),
             ),
             self._watcher.progress,
         )
@@ -226,16 +229,24 @@ class Agent:
         download(line, artefact.sha256, artefact.num_bytes, self.path_of(artefact), artefact.kind, show)
 
     def _needed(self, manifest: Manifest) -> list[Artefact]:
-        """A site that takes part by targets alone never fetches weights; only a clinic is taught by targets."""
-        task, by_targets = manifest.latest("task"), self._settings.participation == "distill"
-        found = [task, manifest.latest("public-set"), *(() if by_targets else manifest.model_chain())]
+        """A site that takes part by targets alone never fetches weights; only a clinic is taught by targets. Where a
+        teacher's network teaches (`dual_kd`), all sites fetch it, once, and nothing of the public set."""
+        listed, by_targets = manifest.latest("task"), self._settings.participation == "distill"
+        task = self._task(listed) if listed and self.path_of(listed).exists() else None
+        weights = () if by_targets else manifest.model_chain()
+        if task and task.dual_kd:
+            found = [listed, *weights, manifest.latest("teacher")]
+            return [artefact for artefact in found if artefact]
+        found = [listed, manifest.latest("public-set"), *weights]
         if self._settings.role == "clinic":
             found.append(manifest.latest("targets", "guidance"))
-            learns_consensus = by_targets or (
-                task and self.path_of(task).exists() and self._task(task).fedhelp.consensus_weight > 0
-            )
+            learns_consensus = by_targets or (task and task.fedhelp.consensus_weight > 0)
             found.append(manifest.latest("targets", "consensus") if learns_consensus else None)
         return [artefact for artefact in found if artefact]
+
+    def _teacher(self, manifest: Manifest) -> str | None:
+        """Where the teacher lies, if the task has one."""
+        return next((str(self.path_of(a)) for a in self._needed(manifest) if a.kind == "teacher"), None)
 
     def path_of(self, artefact: Artefact) -> Path:
         return self._home / "artefacts" / artefact.sha256.hex()
