@@ -78,10 +78,10 @@ def test_a_mask_is_moved_exactly_as_its_image_is() -> None:
     masks_NSHW = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
     masks_NSHW[:, :, 2:7, 5:14] = 1
     batch = Batches(masks_NSHW * 255, Normaliser((0.0,), (1.0,)), training, seed=1).at(0)
-    rows_B23, contrast_B, brightness_B = variation(6, mirror=True, seed=seed_of(1, "augment", 0))
+    rows_BA1, contrast_B, brightness_B = variation(6, 2, mirror=True, seed=seed_of(1, "augment", 0))
     plain_BCHW = (batch.x_BCHW - brightness_B.view(-1, 1, 1, 1)) / contrast_B.view(-1, 1, 1, 1)
     assert torch.allclose(batch.of(masks_NSHW), plain_BCHW, atol=1e-5)
-    assert torch.equal(batch.of(masks_NSHW), moved(masks_NSHW[batch.chosen_B].float(), rows_B23))
+    assert torch.equal(batch.of(masks_NSHW), moved(masks_NSHW[batch.chosen_B].float(), rows_BA1))
     assert batch.of(torch.arange(6)).tolist() == batch.chosen_B.tolist()  # labels are not moved
 
 

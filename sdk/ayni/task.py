@@ -342,6 +342,8 @@ def check_kind(task: Task) -> None:
             )
         if task.guidance.source == "lite-medsam":
             raise UserError('guidance.source "lite-medsam" outlines structures; it is for segmentation.')
+        if task.image.patch:
+            raise UserError("image.patch is for segmentation: a class is told from the whole volume.")
         if not all(isinstance(one, ResNetSettings) for one in architectures):
             raise UserError('classification takes networks of the kind "resnet"; a "unet" is for segmentation.')
         return

@@ -7,6 +7,7 @@ federation's) and `alone`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -22,8 +23,10 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Figures on one set of images. `auc` is the area under the ROC curve (macro over classes if more than two).
 
     Of a segmentation, `dice` is the mean over images and structures (both masks empty: 1), and `hd95` the mean of the
-    95th percentile of the distances between the outlines, in pixels of what the network sees (both masks empty: 0;
-    one of them: the image's diagonal); None if it was not measured. `auc` and `balanced_accuracy` then say nothing.
+    95th percentile of the distances between the outlines (both masks empty: 0; one of them: the image's diagonal);
+    None if it was not measured. `assd` is the mean of their average distance (both ways), of volumes only. `unit`:
+    pixels of what the network sees, or mm. `structures` has the same figures of each. `auc` and `balanced_accuracy`
+    then say nothing.
     """
 
     num_images: int
@@ -31,6 +34,9 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     balanced_accuracy: float = 0.0
     dice: float | None = None
     hd95: float | None = None
+    assd: float | None = None
+    unit: Literal["pixels", "mm"] = "pixels"
+    structures: dict[str, dict[str, float]] = {}
 
     @property
     def main(self) -> float:
@@ -48,13 +54,17 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         if self.dice is None:
             return f"AUC {self.auc:.3f}, balanced accuracy {self.balanced_accuracy:.3f}"
-        return f"Dice {self.dice:.3f}" + ("" if self.hd95 is None else f", HD95 {self.hd95:.1f} pixels")
+        distances = {"HD95": self.hd95, "ASSD": self.assd}
+        measured = [f", {name} {value:.1f} {self.unit}" for name, value in distances.items() if value is not None]
+        return f"Dice {self.dice:.3f}" + "".join(measured)
 
     def figures(self) -> dict[str, float]:
-        """What was measured, by its name."""
+        """What was measured, by its name; of a structure as `dice_NAME`."""
         if self.dice is None:
             return {"auc": self.auc, "balanced_accuracy": self.balanced_accuracy}
-        return {"dice": self.dice} | ({} if self.hd95 is None else {"hd95": self.hd95})
+        whole = {"dice": self.dice, "hd95": self.hd95, "assd": self.assd}
+        of_each = {f"{name}_{s}": value for s, figures in self.structures.items() for name, value in figures.items()}
+        return {name: value for name, value in whole.items() if value is not None} | of_each
 
 
 class TrainedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

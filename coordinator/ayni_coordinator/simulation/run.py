@@ -16,8 +16,9 @@ import msgspec
 import torch
 
 from ayni.errors import UserError
+from ayni.learning.batches import as_tensor
 from ayni.learning.models import best_of
-from ayni.learning.scores import answers, score, score_masks
+from ayni.learning.scores import answers, final_scores
 from ayni.learning.site_data import own_images
 from ayni.task import Task
 from ayni_coordinator.simulation.collection import Dealt, deal, load_collection, read_plans
@@ -162,8 +163,5 @@ def _row(job: Job, setup: Setup, dealt: Dealt, outcome: Outcome) -> Row:
 
 
 def figures_on_test(chosen: Candidate, dealt: Dealt, task: Task) -> dict[str, float]:
-    pixels_NCHW = torch.from_numpy(dealt.test_pixels_NHWK).permute(0, 3, 1, 2).contiguous()
-    truth = torch.from_numpy(dealt.test_truth)
-    logits = answers(chosen.network.eval(), pixels_NCHW, chosen.normalise)
-    scores = score_masks(logits, truth, distances=True) if task.kind == "segmentation" else score(logits, truth)
-    return scores.figures()
+    logits = answers(chosen.network.eval(), as_tensor(dealt.test_pixels_NHWK), chosen.normalise)
+    return final_scores(logits, torch.from_numpy(dealt.test_truth), task).figures()

@@ -53,7 +53,8 @@ class Trainer:
         self._optimiser = adam(nn.ModuleList(modules), task.training)
         self._own = own_batches(site.own, normalise, task, site.name)
         seed = seed_of(task.seed, site.name, "public")
-        self._public = Batches(setup.public.images.pixels_PCHW, normalise, task.training, seed=seed)
+        patch = task.image.patch
+        self._public = Batches(setup.public.images.pixels_PCHW, normalise, task.training, seed=seed, patch=patch)
 
     def own(self, num_steps: int, loss: OwnLoss) -> None:
         """So many steps on the site's own images."""

@@ -7,6 +7,7 @@ number alone, so that a cut run goes on to the same bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -45,7 +46,8 @@ def learning_rate_at(number: int, num_steps: int, training: TrainingSettings) ->
 
 def own_batches(own: OwnImages, normalise: Normaliser, task: Task, site: str) -> Batches:
     """The same order whether a site learns alone or with others."""
-    return Batches(own.train_NCHW, normalise, task.training, seed=seed_of(task.seed, site, "own"))
+    seed = seed_of(task.seed, site, "own")
+    return Batches(own.train_NCHW, normalise, task.training, seed=seed, patch=task.image.patch)
 
 
 def adam(module: nn.Module, training: TrainingSettings) -> torch.optim.Adam:
@@ -58,8 +60,10 @@ def averaged(network: nn.Module, num_steps: int) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
-def descend(loss: Tensor, rate: float, *optimisers: torch.optim.Optimizer) -> float:
-    """One step of each optimiser; returns the loss."""
+def descend(
+    loss: Tensor, rate: float, *optimisers: torch.optim.Optimizer, before_step: Callable[[], None] | None = None
+) -> float:
+    """One step of each optimiser; returns the loss. `before_step` may change the gradients."""
     value = loss.item()
     if not math.isfinite(value):
         raise UserError("training diverged: the loss is not finite. Lower training.learning_rate in the task.")
@@ -68,6 +72,8 @@ def descend(loss: Tensor, rate: float, *optimisers: torch.optim.Optimizer) -> fl
         for group in optimiser.param_groups:
             group["lr"] = rate
     loss.backward()  # type: ignore[no-untyped-call]
+    if before_step:
+        before_step()
     for optimiser in optimisers:
         optimiser.step()
     return value
@@ -102,7 +108,8 @@ class Clinic:
             self.parts |= {"public_head": self.public_head, "public_head_adam": self.optimisers[-1]}
         if public:
             seed = seed_of(task.seed, site, "public")
-            self.public_batches = Batches(public.pixels_PCHW, normalise, task.training, seed=seed)
+            patch = task.image.patch
+            self.public_batches = Batches(public.pixels_PCHW, normalise, task.training, seed=seed, patch=patch)
 
     def step(self, number: int) -> dict[str, float]:
         rate = learning_rate_at(number, self.num_steps, self.task.training)

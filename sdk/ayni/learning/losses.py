@@ -1,10 +1,13 @@
 """FedHelp's losses (arXiv 2412.19654, section 3), of classes and of masks. B = images, C = classes, S = structures.
+H x W = pixels; of volumes D x H x W, by the same functions.
 
 Pure functions of logits; the teacher's side never receives a gradient. A structure's logit at a pixel is that of a
 Bernoulli variable: its softmax over one channel would always be 1, and every term of it 0.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from monai.losses.dice import DiceLoss
@@ -89,9 +92,26 @@ def mask_order_loss(student_BSHW: Tensor, teacher_BSHW: Tensor, *, margin: float
     return functional.relu(margin - side_BSHW * student_BSHW).mean()
 
 
+def class_doubt(probabilities_BC: Tensor) -> Tensor:
+    """[B, 1]: the entropy of each image's classes, 1 if all are as likely.
+
+    >>> import torch
+    >>> class_doubt(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])).flatten().tolist()
+    [1.0, 0.0]
+    """
+    entropy_B1: Tensor = torch.special.entr(probabilities_BC).sum(dim=1, keepdim=True)
+    return entropy_B1 / math.log(probabilities_BC.shape[1])
+
+
+def mask_doubt(probabilities_BSHW: Tensor) -> Tensor:
+    """[B, S, (D,) H, W]: the entropy of each pixel's structure, there or not; 1 at a half."""
+    entropy_BSHW: Tensor = torch.special.entr(probabilities_BSHW) + torch.special.entr(1 - probabilities_BSHW)
+    return entropy_BSHW / math.log(2)
+
+
 def _check_maps(student_BSHW: Tensor, teacher_BSHW: Tensor) -> None:
-    if student_BSHW.shape != teacher_BSHW.shape or student_BSHW.ndim != 4:
-        raise ValueError(f"needs logits [B, S, H, W] of one shape: {student_BSHW.shape}, {teacher_BSHW.shape}")
+    if student_BSHW.shape != teacher_BSHW.shape or student_BSHW.ndim not in (4, 5):
+        raise ValueError(f"needs logits [B, S, (D,) H, W] of one shape: {student_BSHW.shape}, {teacher_BSHW.shape}")
 
 
 def _check_pair(student_BC: Tensor, teacher_BC: Tensor) -> None:

@@ -19,7 +19,7 @@ from ayni.jobs import Done, Evaluate, SiteContext
 from ayni.learning.batches import Normaliser, as_tensor
 from ayni.learning.networks import build_network, load_weights
 from ayni.learning.objective import objective_of
-from ayni.learning.scores import answers, score, score_masks
+from ayni.learning.scores import answers, final_scores, score
 from ayni.learning.site_data import OwnImages
 from ayni.task import Architecture, ImageSettings, Task
 from ayni.tensors import safe
@@ -133,7 +133,7 @@ def evaluate(job: Evaluate) -> Done:
             segmented = load_segmented(Path(job.data), image, model.task.classes, job.split)
             pixels_NCHW, masks_NSHW = as_tensor(segmented.pixels_NHWC), torch.from_numpy(segmented.masks_NSHW)
             logits = _answers_of(model.network, image, read_weights(folder), pixels_NCHW, normalise)
-            scores[kind] = score_masks(logits, masks_NSHW, distances=True)
+            scores[kind] = final_scores(logits, masks_NSHW, model.task)
             continue
         images = load_images(Path(job.data), image, model.task.classes, job.split)
         logits = _answers_of(model.network, image, read_weights(folder), as_tensor(images.pixels_NHWC), normalise)

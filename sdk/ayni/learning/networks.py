@@ -1,6 +1,7 @@
 """The networks: MONAI's ResNet (classification) and U-Net (segmentation) with group normalisation, and a linear head.
 
-B = images, F = features, C = classes or structures, H x W = pixels, h x w = the feature map.
+B = images, F = features, C = classes or structures, H x W = pixels, h x w = the feature map. Of volumes the pixels are
+D x H x W, and every layer has one dimension more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets.resnet import ResNet
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
@@ -23,22 +25,38 @@ LARGEST_NUM_GROUPS = 8
 class Network(nn.Module):
     """`head` of the features: the mean over h x w of what a classifier extracts, each pixel's of a U-Net's."""
 
-    def __init__(self, extractor: nn.Sequential, num_features: int, num_outputs: int, *, dense: bool = False) -> None:
+    def __init__(
+        self,
+        extractor: nn.Sequential,
+        num_features: int,
+        num_outputs: int,
+        *,
+        seen: tuple[int, ...],
+        dense: bool = False,
+    ) -> None:
+        """`seen`: the size of what it sees at once, two numbers or three."""
         super().__init__()
         self.extractor = extractor
-        self.num_features, self.dense = num_features, dense
+        self.num_features, self.seen, self.dense = num_features, seen, dense
         self.head = self.new_head(num_outputs)
 
     def new_head(self, num_outputs: int) -> nn.Module:
         """One more head for these features, with fresh weights."""
-        if self.dense:
-            return nn.Conv2d(self.num_features, num_outputs, kernel_size=1)
-        return nn.Linear(self.num_features, num_outputs)
+        if not self.dense:
+            return nn.Linear(self.num_features, num_outputs)
+        convolution = nn.Conv2d if len(self.seen) == 2 else nn.Conv3d
+        return convolution(self.num_features, num_outputs, kernel_size=1)
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """What gives the deepest features: the middle of a U-Net, the end of a ResNet's extractor."""
+        levels = [name for name, module in self.named_modules() if isinstance(module, SkipConnection)]
+        return self.get_submodule(f"{levels[-1]}.submodule") if levels else self.extractor
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """What a head sees: [B, F], or [B, F, H, W] of a U-Net."""
         feature_map_BFhw: Tensor = self.extractor(x_BCHW)
-        return feature_map_BFhw if self.dense else feature_map_BFhw.mean(dim=(2, 3))
+        return feature_map_BFhw if self.dense else feature_map_BFhw.flatten(2).mean(dim=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits of normalised images: [B, C] of classes, or [B, C, H, W] of structures."""
@@ -58,7 +76,7 @@ def _build_resnet(settings: ResNetSettings, image: ImageSettings, num_outputs: i
         "basic",
         list(settings.layers),
         list(settings.planes),
-        spatial_dims=2,
+        spatial_dims=len(image.size),
         n_input_channels=image.channels,
         conv1_t_size=7 if settings.stem_stride == 2 else 3,
         conv1_t_stride=settings.stem_stride,
@@ -72,13 +90,13 @@ def _build_resnet(settings: ResNetSettings, image: ImageSettings, num_outputs: i
     parts.update({f"stage{i}": getattr(resnet, f"layer{i}") for i in range(1, 5)})
     extractor = nn.Sequential(parts)
     _use_group_norm(extractor)
-    return Network(extractor, settings.planes[-1], num_outputs)
+    return Network(extractor, settings.planes[-1], num_outputs, seen=image.seen)
 
 
 def _build_unet(settings: UNetSettings, image: ImageSettings, num_outputs: int) -> Network:
     """Batch normalisation first, replaced as in the ResNet: MONAI wants one number of groups for all layers."""
     unet = UNet(
-        spatial_dims=2,
+        spatial_dims=len(image.size),
         in_channels=image.channels,
         out_channels=settings.features,
         channels=settings.channels,
@@ -87,18 +105,17 @@ def _build_unet(settings: UNetSettings, image: ImageSettings, num_outputs: int) 
         act=("leakyrelu", {"negative_slope": 0.1}),
         norm="batch",
     )
-    parts = OrderedDict(
-        unet=unet, norm=nn.BatchNorm2d(settings.features), act=nn.LeakyReLU(0.1)
-    )  # MONAI ends in a bare convolution
+    norm = nn.BatchNorm3d(settings.features) if image.depth else nn.BatchNorm2d(settings.features)
+    parts = OrderedDict(unet=unet, norm=norm, act=nn.LeakyReLU(0.1))  # MONAI ends in a bare convolution
     extractor = nn.Sequential(parts)
     _use_group_norm(extractor)
-    return Network(extractor, settings.features, num_outputs, dense=True)
+    return Network(extractor, settings.features, num_outputs, seen=image.seen, dense=True)
 
 
 def _use_group_norm(module: nn.Module) -> None:
     """MONAI's ResNet hands `norm` to its stem alone, and its U-Net one number of groups to all its layers."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
             setattr(module, name, nn.GroupNorm(num_groups_of(child.num_features), child.num_features))
         else:
             _use_group_norm(child)

@@ -1,4 +1,5 @@
-"""What one kind of task teaches and measures: classification by labels [N], segmentation by masks [N, S, H, W].
+"""What one kind of task teaches and measures: classification by labels [N], segmentation by masks [N, S, H, W] (or
+[N, S, D, H, W], of volumes).
 
 Learners and methods know only this; a new kind of task is one more value here.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,6 +37,8 @@ class Objective:
     supervised: Callable[[Tensor, Tensor], Tensor]
     distil: Distil  # the teacher's full answer
     order: Order  # which class is ahead, and no more
+    probabilities: Callable[[Tensor], Tensor]  # of logits, in their shape
+    doubt: Callable[[Tensor], Tensor]  # entropy of probabilities, as a share of the most that it can be
     score: Callable[[Tensor, Tensor], Scores]
     chance: Callable[[Tensor, Tensor], float]  # standard error of the main figure on so few images
     temperature: Callable[[Tensor, Tensor], float]  # that calibrates these answers
@@ -72,6 +76,8 @@ CLASSIFICATION = Objective(
     supervised=functional.cross_entropy,
     distil=losses.distillation_loss,
     order=losses.ranking_loss,
+    probabilities=lambda logits_BC: torch.softmax(logits_BC, dim=1),
+    doubt=losses.class_doubt,
     score=scores.score,
     chance=_auc_chance,
     temperature=scores.calibration_temperature,
@@ -80,6 +86,8 @@ SEGMENTATION = Objective(
     supervised=losses.mask_loss,
     distil=losses.mask_distillation_loss,
     order=_mask_order,
+    probabilities=torch.sigmoid,
+    doubt=losses.mask_doubt,
     score=scores.score_masks,
     chance=_dice_chance,
     temperature=scores.mask_calibration_temperature,

@@ -31,18 +31,20 @@ Truth = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
 @dataclass(frozen=True)
 class OwnImages:
     """N training and M held-out images, 8-bit [., C, H, W], and their truth: class numbers [.], or masks
-    [., S, H, W] of 0 and 1. `sha256` is of pixels and truth."""
+    [., S, H, W] of 0 and 1; and U images of which the truth is not known. Of volumes all have one axis more, D before
+    H. `sha256` is of pixels and truth."""
 
     train_NCHW: Tensor
     train_truth: Tensor
     holdout_MCHW: Tensor
     holdout_truth: Tensor
+    unlabelled_UCHW: Tensor
     normalise: Normaliser
     sha256: str
 
     def count(self, truth: Tensor, classes: tuple[str, ...]) -> dict[str, int]:
         """Images of each class, or in which each structure occurs."""
-        if truth.ndim == 4:
+        if truth.ndim >= 4:
             return {name: int(truth[:, number].flatten(1).any(dim=1).sum()) for number, name in enumerate(classes)}
         return {name: int((truth == number).sum()) for number, name in enumerate(classes)}
 
@@ -92,8 +94,12 @@ def _read_own_images(data: Path, site: str, task: Task, stamp: int) -> OwnImages
     return own_images(images.pixels_NHWC, images.labels_N, task, site)
 
 
-def own_images(pixels_NHWC: Pixels, truth: Truth, task: Task, site: str) -> OwnImages:
+def own_images(
+    pixels_NHWC: Pixels, truth: Truth, task: Task, site: str, *, unlabelled: Pixels | None = None
+) -> OwnImages:
     """A site's images with a part held out: of each class, or of all images if the truth are masks."""
+    if unlabelled is None:
+        unlabelled = pixels_NHWC[:0]
     strata_N = truth.astype(np.int64) if truth.ndim == 1 else np.zeros(len(truth), np.int64)
     out_N = held_out(strata_N, task.training.holdout_fraction, seed=seed_of(task.seed, site, "hold-out"))
     pixels_NCHW, truths = as_tensor(pixels_NHWC), torch.from_numpy(np.ascontiguousarray(truth))
@@ -103,8 +109,9 @@ def own_images(pixels_NHWC: Pixels, truth: Truth, task: Task, site: str) -> OwnI
         train_truth=truths[keep],
         holdout_MCHW=pixels_NCHW[out],
         holdout_truth=truths[out],
+        unlabelled_UCHW=as_tensor(unlabelled),
         normalise=Normaliser.of(pixels_NHWC[~out_N]),
-        sha256=hashlib.sha256(pixels_NHWC.tobytes() + truth.tobytes()).hexdigest(),
+        sha256=hashlib.sha256(pixels_NHWC.tobytes() + truth.tobytes() + unlabelled.tobytes()).hexdigest(),
     )
 
 
@@ -117,7 +124,7 @@ def load_public_images(
     data = Path(public_set).read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     images = decode_image_set(data)
-    expected = (task.image.height, task.image.width, task.image.channels)
+    expected = (*task.image.size, task.image.channels)
     if images.info.shape[1:] != expected:
         raise IntegrityError(f"the public set has images of {images.info.shape[1:]}, the task of {expected}")
     return public_images(images.pixels_NHWC, sha256, task, _read(guidance), _read(consensus))
@@ -143,7 +150,7 @@ def public_images(
 def _answers_of(
     targets: Targets | None, image_set: str, num_images: int, task: Task, classes: tuple[str, ...] | None
 ) -> Tensor | None:
-    """Logits [P, G], or maps [P, G, H, W] of the images' size."""
+    """Logits [P, G], or maps [P, G, (D,) H, W] of the images' size."""
     if targets is None:
         return None
     info, name = targets.info, targets.info.model_name
@@ -151,12 +158,13 @@ def _answers_of(
         raise IntegrityError(f"the targets of {name!r} were made for another public set")
     if classes is not None and info.classes != classes:
         raise IntegrityError(f"the consensus is over {info.classes}, the task over {classes}")
-    if (info.height > 0) != (task.kind == "segmentation"):
+    dense = task.kind == "segmentation"
+    if (info.height > 0, info.depth > 0) != (dense, dense and task.image.depth > 0):
         raise IntegrityError(f"the targets of {name!r} are not for {task.kind}")
     answers = torch.from_numpy(targets.logits_NC)
     if info.height:
-        size = (task.image.height, task.image.width)
-        return functional.interpolate(answers, size=size, mode="bilinear", align_corners=False)
+        mode = "trilinear" if task.image.depth else "bilinear"
+        return functional.interpolate(answers, size=task.image.size, mode=mode, align_corners=False)
     if len(info.classes) < 2:
         raise IntegrityError(f"the targets of {name!r} have fewer than two classes")
     return answers

@@ -179,10 +179,11 @@ def answer_public_set(large: nn.Module, public: PublicImages, task: Task, site: 
     maps of half the images' size), in 8 bits."""
     logits = answers(large, public.pixels_PCHW, public.normalise)
     if task.kind == "segmentation":
-        logits = functional.avg_pool2d(logits.clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), 2)
+        pool = functional.avg_pool3d if task.image.depth else functional.avg_pool2d
+        logits = pool(logits.clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), 2)
     else:
         logits = torch.log_softmax(logits, dim=1).clamp_min(LOWEST_LOG_PROBABILITY)
-    height, width = logits.shape[2:] if logits.ndim == 4 else (0, 0)
+    depth, height, width = (0, 0, 0, *logits.shape[2:])[-3:]
     info = TargetsInfo(
         source="hospital",
         image_set=public.sha256,
@@ -193,6 +194,7 @@ def answer_public_set(large: nn.Module, public: PublicImages, task: Task, site: 
         bits=8,
         height=height,
         width=width,
+        depth=depth,
     )
     return Targets(info, logits.numpy())
 

@@ -1,13 +1,15 @@
-"""The public image set as an artefact: 8-bit images of one size, without labels, in a fixed order."""
+"""The public image set as an artefact: 8-bit images (or volumes) of one size, in a fixed order, without labels."""
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from ayni.errors import IntegrityError
 from ayni.tensors import safe
@@ -18,7 +20,7 @@ MAX_SET_BYTES = 4 << 30
 class ImageSetInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     licence: str
-    shape: tuple[int, int, int, int]  # images, height, width, channels
+    shape: Annotated[tuple[int, ...], Meta(min_length=4, max_length=5)]  # images, (depth,) height, width, channels
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ MAX_DENSE_BYTES = 1 << 30
 class TargetsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who answered, on which images. `image_set` is the SHA-256 of the public set's artefact.
 
-    `height` and `width` are 0 if there is one answer per image, and those of the maps if there is one per pixel.
+    `height` and `width` are 0 if there is one answer per image, and those of the maps if there is one per pixel;
+    `depth` is that of the maps of volumes.
     """
 
     source: Source
@@ -38,11 +39,12 @@ class TargetsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bits: Literal[8, 16]
     height: Side = 0
     width: Side = 0
+    depth: Side = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image's answer: [C] or [C, h, w]."""
-        return (len(self.classes), self.height, self.width) if self.height else (len(self.classes),)
+        """Of one image's answer: [C], [C, h, w] or [C, d, h, w]."""
+        return (len(self.classes), *(side for side in (self.depth, self.height, self.width) if side))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,8 @@ def decode_targets(data: safe.Bytes) -> Targets:
         info = msgspec.json.decode(safe.read_metadata(data)["targets"], type=TargetsInfo)
     except (KeyError, msgspec.MsgspecError, RecursionError) as error:
         raise IntegrityError(f"these are no distillation targets: {error}") from None
-    if bool(info.height) != bool(info.width):
-        raise IntegrityError(f"distillation targets of {info.width} x {info.height} pixels")
+    if bool(info.height) != bool(info.width) or (info.depth and not info.height):
+        raise IntegrityError(f"distillation targets of {info.width} x {info.height} x {info.depth} pixels")
     name, kind = ("logits", np.float16) if info.bits == 16 else ("codes", np.uint8)
     expected: dict[str, type[np.generic]] = {name: np.uint8 if info.height else kind}
     if info.bits == 8:

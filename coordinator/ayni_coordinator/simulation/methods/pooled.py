@@ -53,7 +53,8 @@ def _trained(setup: Setup, role: Role) -> Alone:
         train_truth=torch.cat([part.train_truth for part in parts]),
         holdout_MCHW=torch.cat([part.holdout_MCHW for part in parts]),
         holdout_truth=torch.cat([part.holdout_truth for part in parts]),
-        normalise=Normaliser.of(np.moveaxis(pixels_NCHW.numpy(), 1, 3)),
+        unlabelled_UCHW=pixels_NCHW[:0],
+        normalise=Normaliser.of(np.moveaxis(pixels_NCHW.numpy(), 1, -1)),
         sha256=hashlib.sha256(pixels_NCHW.numpy().tobytes()).hexdigest(),
     )
     num_steps = setup.num_rounds * setup.steps_per_round(role)
