@@ -157,6 +157,7 @@ def consensus_of(
         bits=8,
         height=info.height,
         width=info.width,
+        depth=info.depth,
     )
     return Targets(told, logits.astype(np.float32))
 
@@ -187,8 +188,9 @@ def check_soft_labels(data: Bytes, task: Task, image_set: str, num_images: int) 
     answer = decode_targets(data)
     if answer.info.source != "hospital" or answer.info.image_set != image_set:
         raise IntegrityError("the soft labels are not a hospital's answers on this federation's public set")
-    maps = (task.image.height // 2, task.image.width // 2) if task.kind == "segmentation" else (0, 0)
-    if (answer.info.height, answer.info.width) != maps:
-        raise IntegrityError(f"the soft labels are maps of {answer.info.width} x {answer.info.height}, not {maps}")
+    image, info = task.image, answer.info
+    sides = (image.depth // 2, image.height // 2, image.width // 2) if task.kind == "segmentation" else (0, 0, 0)
+    if (info.depth, info.height, info.width) != sides:
+        raise IntegrityError(f"the soft labels are maps of {info.width} x {info.height} x {info.depth}, not {sides}")
     if answer.info.classes != task.classes or len(answer.logits_NC) != num_images:
         raise IntegrityError(f"the soft labels must be {num_images} rows of the classes {', '.join(task.classes)}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ayni_coordinator import cli_teach
 from ayni_coordinator.simulation import cli as simulation_cli
 from ayni_coordinator.simulation import page_cli
 
@@ -22,6 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 coordinator_app = typer.Typer(help="Run a federation: set up, invite, serve, look, intervene.", no_args_is_help=True)
 round_app = typer.Typer(help="Close or extend the open round by hand.", no_args_is_help=True)
 coordinator_app.add_typer(round_app, name="round")
+cli_teach.register(coordinator_app)
 
 
 def register(app: typer.Typer) -> None:
@@ -72,8 +74,16 @@ def init(
         made = create_home(home, agreed, endpoint=endpoint, bind=bind, database=database, store=store)
     typer.echo(f"The federation {made.task.name!r} stands in {home}.")
     typer.echo(f"Its signature has the fingerprint {fingerprint(made.keys.signing_public)}.")
+    image = made.task.image
+    if image.patch and not agreed.image.patch:
+        seen, whole = (" x ".join(map(str, sides)) for sides in (image.patch, image.size))
+        typer.echo(
+            f"A network sees {seen} voxels (slices, rows, columns) of {whole} at once: what fits training.memory_mb, "
+            f"{made.task.training.memory_mb}."
+        )
     guide(home)
-    typer.echo(f"Next: ayni coordinator invite {home} SITE --role clinic, then ayni coordinator serve {home}")
+    first = f"ayni coordinator teach {home} --data LABELLED, then " if made.task.dual_kd else ""
+    typer.echo(f"Next: {first}ayni coordinator invite {home} SITE --role clinic, then ayni coordinator serve {home}")
 
 
 @coordinator_app.command("guide")
@@ -143,10 +153,12 @@ def serve(home: Home) -> None:
     from ayni_coordinator.guiding import check_guided
     from ayni_coordinator.home import CoordinatorHome
     from ayni_coordinator.serve import serve as serve_home
+    from ayni_coordinator.teaching.publish import check_taught
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     opened = CoordinatorHome.open(home)
     check_guided(opened)
+    check_taught(opened)
     serve_home(opened, on_start=lambda endpoint: typer.echo(f"{opened.task.name!r} is served at {endpoint}"))
 
 

@@ -74,7 +74,10 @@ class CoordinatorHome:
 def create_home(
     folder: Path, task: Task, *, endpoint: str, bind: str, database: str = "", store: str = ""
 ) -> CoordinatorHome:
-    """Everything but the guidance. Stands at `folder` whole or not at all."""
+    """Everything but the guidance and the teacher. Stands at `folder` whole or not at all.
+
+    What a network sees of a volume at once is fixed here, so that all sites have the same (`image.patch`).
+    """
     check_endpoint(endpoint)
     folder = folder.resolve()
     if folder == Path.cwd():
@@ -85,6 +88,9 @@ def create_home(
         )
     defaults = Config(endpoint=endpoint, bind=bind or _default_bind(endpoint))
     config = msgspec.structs.replace(defaults, database=database or defaults.database, store=store or defaults.store)
+    if task.dual_kd and task.guidance.source != "none":
+        raise UserError("with [dual_kd] the centre's teacher teaches all sites. Set guidance.source to none.")
+    task = _with_patch(task)
     public_set = load_public_set(Path(task.public_set), task) if task.public_set else None
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
@@ -101,6 +107,15 @@ def create_home(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return CoordinatorHome.open(folder)
+
+
+def _with_patch(task: Task) -> Task:
+    """Raises UserError if no patch fits the memory that the task allows."""
+    from ayni.learning.memory import chosen_patch  # torch: only here, never while serving
+
+    if not task.image.depth or task.image.patch:
+        return task
+    return msgspec.structs.replace(task, image=msgspec.structs.replace(task.image, patch=chosen_patch(task)))
 
 
 def _default_bind(endpoint: str) -> str:

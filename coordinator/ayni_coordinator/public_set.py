@@ -37,8 +37,5 @@ def load_public_set(path: Path, task: Task) -> ImageSet:
             ".npz file with an array `images`."
         )
     pixels_NHWC = np.stack(pixels)
-    height, width, channels = pixels_NHWC.shape[1:]
-    info = ImageSetInfo(
-        name=path.stem, licence=task.public_set_licence, shape=(len(pixels_NHWC), height, width, channels)
-    )
+    info = ImageSetInfo(name=path.stem, licence=task.public_set_licence, shape=pixels_NHWC.shape)
     return ImageSet(info, pixels_NHWC)

@@ -33,6 +33,12 @@ def invite(
 
 def join(home: CoordinatorHome, session: Session, invitation_key: bytes, asked: Join, now_s: float) -> Joined:
     """Register a site's keys. A lost reply may be asked for again; other keys with the same invitation may not."""
+    if home.task.dual_kd and asked.participation != "weights":
+        raise RefusedError(
+            "not-allowed",
+            "this federation's task has a teacher (dual_kd), and its sites' small networks must travel: join with "
+            "--participation weights. The invitation can still be used.",
+        )
     invitation = session.get(InvitationRow, invitation_key)
     if invitation is None or invitation.state == "withdrawn" or invitation.expires_s < now_s:
         raise RefusedError("not-allowed", "this key can only be used to join, with a valid invitation")

@@ -14,15 +14,16 @@ from ayni.jobs import Done, FinishTraining, SiteContext, TrainAlone
 from ayni.learning.batches import Normaliser
 from ayni.learning.fine_tune import fine_tuned
 from ayni.learning.learners import Alone
-from ayni.learning.models import Candidate, choose_and_store, diagnosis_network
+from ayni.learning.models import Candidate, choose_and_store
 from ayni.learning.networks import Network, load_weights, seeded_network, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.parts import tensors_of, under
+from ayni.learning.received import load_teacher
 from ayni.learning.scores import answers
 from ayni.learning.site_data import OwnImages, load_own_images
 from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
 from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
-from ayni.learning.training import load_global, read_task_of
+from ayni.learning.training import load_global, normalise_of, read_task_of
 from ayni.task import Architecture, Task
 from ayni.tensors.safe import Array, Floats
 
@@ -36,28 +37,29 @@ def finish_training(job: FinishTraining) -> Done:
     own, folder = load_own_images(context, task), TrainingFolder(Path(context.home))
     trained = folder.rounds()
     state = read_state(folder.state_after(trained[-1])) if trained else None
-    normalise = Normaliser(state.info.pixel_mean, state.info.pixel_std) if state else own.normalise
-    network = _global_network(job, task)
+    teacher = load_teacher(job.teacher, task)
+    normalise = Normaliser(state.info.pixel_mean, state.info.pixel_std) if state else normalise_of(own, None, teacher)
+    network, is_large = _global_network(job, task), _diagnoses_large(context, task)
     candidates = []
-    if state and context.role == "hospital":
+    if state and is_large:
         candidates = [
             Candidate("the large network, averaged", _floats(under(state.tensors, "average.module"))),
             Candidate("the large network", _floats(under(state.tensors, "large"))),
         ]
-    elif context.role == "clinic":
+    elif not is_large:
         if network:
             candidates.append(Candidate(f"the global model of round {job.rounds}", weights_of(network)))
         if state:
             candidates.append(Candidate("this site's last small network", _floats(under(state.tensors, "small"))))
     personal = _personal(task, context.site, own, normalise, network, state)
-    if personal and context.role == "clinic":
+    if personal and not is_large:
         candidates.append(Candidate(PERSONAL, personal))
     if not candidates:
         raise UserError("this site has trained in no round, so there is no network to choose. Run `ayni train` first.")
     stored: list[tuple[str, list[Candidate], Architecture]] = [
-        ("federated", candidates, diagnosis_network(context, task))
+        ("federated", candidates, task.large_network if is_large else task.small_network)
     ]
-    if personal:  # also at a hospital, where it is small and does not diagnose: an expert to share
+    if personal:  # also where it is small and does not diagnose: an expert to share
         stored.append(("personal", [Candidate(PERSONAL, personal)], task.small_network))
     rounds, steps = (state.info.rounds_trained, state.info.steps_trained) if state else (0, 0)
     scores = {
@@ -67,6 +69,11 @@ def finish_training(job: FinishTraining) -> Done:
         for kind, some, network in stored
     }
     return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores=scores)
+
+
+def _diagnoses_large(context: SiteContext, task: Task) -> bool:
+    """Whether the large network diagnoses at this site; with a teacher (`dual_kd`) nobody trains one."""
+    return context.role == "hospital" and task.dual_kd is None
 
 
 def _global_network(job: FinishTraining, task: Task) -> Network | None:
@@ -97,6 +104,8 @@ def _floats(tensors: dict[str, Array]) -> dict[str, Floats]:
 def num_steps_of(task: Task, context: SiteContext) -> int:
     """Optimiser steps that a whole federation would give the network that diagnoses; a clinic's public ones count."""
     steps = task.training.rounds * task.training.steps_per_round
+    if task.dual_kd:
+        return steps
     helped = task.guidance.source != "none" and task.fedhelp.guidance_weight > 0
     consensus = task.fedhelp.consensus_weight > 0 or context.participation == "distill"
     return steps * (2 if context.role == "clinic" and (helped or consensus) else 1)
@@ -107,7 +116,8 @@ def train_alone(job: TrainAlone, tell: Tell) -> Done:
     context, task = job.context, read_task_of(job.context)
     own, folder = load_own_images(context, task), TrainingFolder(Path(context.home))
     num_steps, rounds = num_steps_of(task, context), task.training.rounds
-    learner = Alone(own, task, context.site, large=context.role == "hospital", num_steps=num_steps)
+    is_large = _diagnoses_large(context, task)
+    learner = Alone(own, task, context.site, large=is_large, num_steps=num_steps)
     name = hashlib.sha256(f"alone/{context.site}/{context.role}/{own.sha256}/".encode() + task.to_json()).hexdigest()
     checkpoint, block = folder.checkpoint("alone"), num_steps // rounds
     info = resume(learner, checkpoint, name)
@@ -133,7 +143,7 @@ def train_alone(job: TrainAlone, tell: Tell) -> Done:
         Candidate("the network, averaged", weights_of(learner.average.module)),
         Candidate("the network", weights_of(learner.network)),
     ]
-    network = diagnosis_network(context, task)
+    network = task.large_network if is_large else task.small_network
     validation = choose_and_store(
         candidates, own, own.normalise, context, task, kind="alone", network=network, rounds=0, steps=num_steps
     )

@@ -16,11 +16,13 @@ from ayni.artefacts.files import write_atomic
 from ayni.errors import IntegrityError, UserError
 from ayni.jobs import Done, SiteContext, TrainRound
 from ayni.learning.batches import Normaliser
+from ayni.learning.dual_kd import Student, TeacherModel
 from ayni.learning.learners import Clinic, Hospital
 from ayni.learning.networks import Network, load_weights, shapes_of, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.parts import load_parts, tensors_of, under
 from ayni.learning.personal import personal_after
+from ayni.learning.received import load_teacher
 from ayni.learning.scores import answers
 from ayni.learning.site_data import OwnImages, PublicImages, load_own_images, load_public_images
 from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
@@ -34,6 +36,7 @@ from ayni.trained_model import Scores
 
 LOWEST_LOG_PROBABILITY = -12.0  # soft labels: less than a millionth is not told apart
 LARGEST_LOG_ODDS = 8.0  # of a pixel: surer than one in three thousand is not told apart
+Participant = Clinic | Hospital | Student
 
 
 def read_task_of(context: SiteContext) -> Task:
@@ -57,7 +60,8 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
     context, task = job.context, read_task_of(job.context)
     own = load_own_images(context, task)
     public = load_public_images(task, job.public_set, job.guidance, job.consensus)
-    learner = make_learner(context, task, own, public)
+    teacher = load_teacher(job.teacher, task)
+    learner, normalise = make_learner(context, task, own, public, teacher), normalise_of(own, public, teacher)
     folder, weights = TrainingFolder(Path(context.home)), None
     before = _state_before(folder, job.round_number)
     if before:
@@ -65,11 +69,11 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
     if job.global_model:
         weights = load_global(job.global_model, job.global_digest, learner.small)
         load_weights(learner.small, weights)
-    start = _holdout_scores(learner.small, task, own, normalise_of(own, public)) if weights else None
+    start = _holdout_scores(learner.small, task, own, normalise) if weights else None
     if before is None and job.round_number == 1:
-        _add_point(folder, learner, own, normalise_of(own, public), 0, start, {})
+        _add_point(folder, learner, own, normalise, 0, start, {})
 
-    info = _counted(_train(job, learner, own, public, folder, tell), before)
+    info = _counted(_train(job, learner, own, normalise, folder, tell), before)
     if weights is None:
         residual: dict[str, Floats] = {}
     else:
@@ -86,20 +90,25 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
         personal = personal_after(kept, weights_of(learner.small), task.personal.decay)
         tensors |= {f"personal.{name}": array for name, array in personal.items()}
     write_state(folder.state_after(job.round_number), State(info, tensors))
-    _add_point(folder, learner, own, normalise_of(own, public), job.round_number, start, mean_losses(info))
+    _add_point(folder, learner, own, normalise, job.round_number, start, mean_losses(info))
     folder.checkpoint("federated").unlink(missing_ok=True)
     return Done(num_examples=len(own.train_truth), train_s=round(info.train_s, 3), peak_rss_mb=peak_rss_mb())
 
 
-def make_learner(context: SiteContext, task: Task, own: OwnImages, public: PublicImages | None) -> Clinic | Hospital:
+def make_learner(
+    context: SiteContext, task: Task, own: OwnImages, public: PublicImages | None, teacher: TeacherModel | None
+) -> Participant:
+    """With a teacher all sites do the same, clinics and hospitals."""
+    if teacher:
+        return Student(own, teacher, task, context.site)
     if context.role == "hospital":
-        return Hospital(own, normalise_of(own, public), task, context.site)
+        return Hospital(own, normalise_of(own, public, None), task, context.site)
     return Clinic(own, public, task, context.site, distill=context.participation == "distill")
 
 
-def normalise_of(own: OwnImages, public: PublicImages | None) -> Normaliser:
-    """That of the public set, so that all sites agree; a site's own if there is none."""
-    return public.normalise if public else own.normalise
+def normalise_of(own: OwnImages, public: PublicImages | None, teacher: TeacherModel | None) -> Normaliser:
+    """The teacher's, or that of the public set, so that all sites agree; a site's own if there is neither."""
+    return teacher.normalise if teacher else public.normalise if public else own.normalise
 
 
 def _state_before(folder: TrainingFolder, round_number: int) -> State | None:
@@ -119,9 +128,9 @@ def _state_before(folder: TrainingFolder, round_number: int) -> State | None:
 
 def _train(
     job: TrainRound,
-    learner: Clinic | Hospital,
+    learner: Participant,
     own: OwnImages,
-    public: PublicImages | None,
+    normalise: Normaliser,
     folder: TrainingFolder,
     tell: Tell,
 ) -> StateInfo:
@@ -131,7 +140,6 @@ def _train(
     done = resume(learner, folder.state_after(job.round_number), name)
     info = done or resume(learner, checkpoint, name)
     if info is None:
-        normalise = normalise_of(own, public)
         info = StateInfo(job=name, round_number=job.round_number, pixel_mean=normalise.mean, pixel_std=normalise.std)
     steps = task.training.steps_per_round
     return run_steps(
@@ -155,7 +163,7 @@ def _counted(info: StateInfo, before: State | None) -> StateInfo:
 
 def _job_name(job: TrainRound, own: OwnImages) -> str:
     """Tells apart all that a round's result depends on, but for the state before it."""
-    files = [job.context.task_path, job.public_set, job.guidance, job.consensus]
+    files = [job.context.task_path, job.public_set, job.guidance, job.consensus, job.teacher]
     hashes = [hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "" for file in files]
     parts = [job.context.site, job.context.role, job.context.participation, own.sha256, job.global_digest, *hashes]
     return hashlib.sha256("/".join([str(job.round_number), *parts]).encode()).hexdigest()
@@ -207,7 +215,7 @@ def _holdout_scores(network: nn.Module, task: Task, own: OwnImages, normalise: N
 
 def _add_point(
     folder: TrainingFolder,
-    learner: Clinic | Hospital,
+    learner: Participant,
     own: OwnImages,
     normalise: Normaliser,
     round_number: int,

@@ -1,0 +1,123 @@
+"""`ayni coordinator teach`: from labelled images, or from a file, to the teacher that the manifest lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from ayni.artefacts.lock import folder_lock
+from ayni.data.masks import load_segmented
+from ayni.data.read import load_images
+from ayni.errors import UserError
+from ayni.learning.site_data import OwnImages, own_images
+from ayni.learning.teacher import SITE
+from ayni.task import Task
+from ayni.tensors.teacher import Form, TeacherInfo, TeacherWeights, encode_teacher
+from ayni_coordinator.home import CoordinatorHome
+from ayni_coordinator.teaching.imported import read_teacher
+from ayni_coordinator.teaching.packing import HeldOut, WantedForm, packed
+from ayni_coordinator.teaching.processes import processes
+from ayni_coordinator.teaching.publish import check_may_teach, publish_teacher
+from ayni_coordinator.teaching.train import OnProgress, Weights, chosen, trained_teacher, with_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a person asks for: labelled images to learn from, or a file to import (then they only measure it). Without
+    `steps`, as many as the task says."""
+
+    data: Path | None
+    teacher: Path | None = None
+    steps: int | None = None
+    name: str = ""
+    licence: str = ""
+    form: WantedForm = "auto"
+    device: str = "cpu"
+
+
+class Taught(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it. `form` is how the weights travel."""
+
+    info: TeacherInfo
+    form: Form
+    num_bytes: int
+    told: str
+
+
+def teach(folder: Path, lesson: Lesson, on_progress: OnProgress) -> Taught | None:
+    """Publish the teacher; None in all processes but the first. Raises UserError or IntegrityError."""
+    home = CoordinatorHome.open(folder)
+    check_may_teach(home)
+    task = with_steps(home.task, lesson.steps)
+    own = _labelled(lesson.data, task) if lesson.data else None
+    if lesson.teacher:
+        teacher = read_teacher(lesson.teacher, task, own.normalise if own else None)
+        return _published(home, teacher, HeldOut.all_of(own) if own else None, lesson)
+    if own is None:
+        raise UserError("which images shall the teacher learn from? Give --data LABELLED, or --import FILE.")
+    weights = _learned(home, own, task, lesson.device, on_progress)
+    if weights is None:
+        return None
+    return _published(home, _described(weights, own, task), HeldOut.of(own), lesson)
+
+
+def _labelled(data: Path, task: Task) -> OwnImages:
+    """The centre's images, a part of them held out as at a site. Raises DataError."""
+    if task.kind == "segmentation":
+        segmented = load_segmented(data, task.image, task.classes)
+        return own_images(segmented.pixels_NHWC, segmented.masks_NSHW, task, SITE)
+    images = load_images(data, task.image, task.classes)
+    return own_images(images.pixels_NHWC, images.labels_N, task, SITE)
+
+
+def _learned(home: CoordinatorHome, own: OwnImages, task: Task, device: str, on_progress: OnProgress) -> Weights | None:
+    """Train, alone or with the other processes; None in these."""
+    torch.use_deterministic_algorithms(device == "cpu")  # bits are promised of processors only
+    place = home.folder / "teaching"
+    place.mkdir(exist_ok=True)
+    checkpoint = place / "checkpoint.safetensors"
+    with processes(device) as together:
+        if not together.is_first:
+            trained_teacher(own, task, together, checkpoint, on_progress)
+            return None
+        with folder_lock(place, "another `ayni coordinator teach` runs on this folder"):
+            candidates = trained_teacher(own, task, together, checkpoint, on_progress)
+    return chosen(candidates, own, task)
+
+
+def _described(weights: Weights, own: OwnImages, task: Task) -> TeacherWeights:
+    info = TeacherInfo(
+        task=task.name,
+        kind=task.kind,
+        network=task.teacher_network,
+        classes=task.classes,
+        image=task.image,
+        pixel_mean=own.normalise.mean,
+        pixel_std=own.normalise.std,
+        name=f"{task.name}-teacher",
+        trained_on=f"{len(own.train_truth)} labelled images of the centre",
+        num_images=len(own.train_truth),
+    )
+    return TeacherWeights(info, weights)
+
+
+def _published(home: CoordinatorHome, teacher: TeacherWeights, seen: HeldOut | None, lesson: Lesson) -> Taught:
+    info = msgspec.structs.replace(
+        teacher.info, name=lesson.name or teacher.info.name, licence=lesson.licence or teacher.info.licence
+    )
+    form, teacher = packed(TeacherWeights(info, teacher.weights), lesson.form, seen, home.task)
+    data = encode_teacher(teacher, form)
+    told = publish_teacher(home, data, teacher.info.name, _words(teacher, form))
+    (home.folder / "teaching" / "checkpoint.safetensors").unlink(missing_ok=True)
+    return Taught(info=teacher.info, form=form, num_bytes=len(data), told=told)
+
+
+def _words(teacher: TeacherWeights, form: Form) -> str:
+    info = teacher.info
+    size = sum(tensor.size for tensor in teacher.weights.values())
+    learned = f", trained on {info.num_images} images" if info.num_images else ""
+    figure = f", {info.figure_name} {info.figure:.3f} on {info.num_held_out} others" if info.figure is not None else ""
+    return f"{size / 1e6:.2f} million weights in {form[2:]} bits{learned}{figure}"
