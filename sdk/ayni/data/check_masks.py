@@ -13,9 +13,9 @@ from ayni.data.eight_bits import Pixels, Values
 from ayni.data.findings import FEW_IMAGES, TRAINED_ON, UnreadableFile, digest_of, only_train_counts, size_of
 from ayni.data.images import read_image
 from ayni.data.mask_file import read_mask
-from ayni.data.masks import check_same_size
 from ayni.data.npz import read_npz_masks, splits_of
 from ayni.data.pairs import find_pairs
+from ayni.data.seen import check_same_size
 from ayni.errors import DataError
 
 MANY_VALUES = 16  # more structures than anybody outlines by hand

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from ayni.artefacts.files import write_atomic
 from ayni.data.eight_bits import Pixels
 from ayni.data.images import prepare
-from ayni.data.masks import check_same_size
 from ayni.data.planes import check_planes, planes_of, prepare_planes
 from ayni.data.read import OTHER_SIZE
+from ayni.data.seen import check_same_size
 from ayni.errors import DataError
 from ayni.task import ImageSettings
 

@@ -10,11 +10,13 @@ from ayni.errors import DataError
 
 LABELS_FILE = "labels.csv"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".nii", ".nii.gz", ".dcm", ".dicom")
-MASK_SUFFIXES = (".png", ".npy")
+MASK_SUFFIXES = (".png", ".npy", ".nii", ".nii.gz")
+DUAL_KD_ONLY = "Images without one are good only for a task with dual distillation ([dual_kd])."
 
 
-def read_labels(folder: Path) -> list[tuple[str, str]]:
-    """(file, label) as written, in the order of the lines. Raises DataError, which names the line."""
+def read_labels(folder: Path, *, unlabelled: bool = False) -> list[tuple[str, str]]:
+    """(file, label) as written, in the order of the lines; with `unlabelled`, a label may be empty. Raises DataError,
+    which names the line."""
     path = folder / LABELS_FILE
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -31,8 +33,8 @@ def read_labels(folder: Path) -> list[tuple[str, str]]:
         raise DataError(f"{path} cannot be read ({error}). Save it as CSV in UTF-8.") from None
     pairs = [((name or "").strip(), (label or "").strip()) for name, label, _ in rows]
     for (name, label), (_, _, line) in zip(pairs, rows, strict=True):
-        if not name or not label:
-            raise DataError(f"{path}, line {line}: the file or the label is missing.")
+        if not name or not (label or unlabelled):
+            raise DataError(f"{path}, line {line}: the file or the label is missing. {DUAL_KD_ONLY}")
     return pairs
 
 

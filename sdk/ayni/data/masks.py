@@ -1,6 +1,6 @@
 """Images with masks as training sees them, from a folder with `images/` and `masks/` or from a .npz file.
 
-N = images, S = structures, H = height, W = width, C = channels.
+N = images, U = images without a mask, S = structures, D = slices (volumes only), H = height, W = width, C = channels.
 """
 
 from __future__ import annotations
@@ -9,80 +9,80 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from ayni.data.images import prepare, read_image
-from ayni.data.mask_file import read_mask
-from ayni.data.npz import read_npz_masks
+from ayni.data.eight_bits import Pixels
+from ayni.data.npz import read_npz_masks, read_npz_unlabelled
 from ayni.data.pairs import MASKS, check_complete, find_pairs
-from ayni.data.planes import check_planes, planes_of, prepare_planes
-from ayni.data.read import DATASET_FILE, OTHER_SIZE
+from ayni.data.read import DATASET_FILE
+from ayni.data.seen import check_same_size, seen_array, seen_file, seen_pair, seen_planes, stacked
 from ayni.errors import DataError
 from ayni.task import ImageSettings
+
+__all__ = ["SegmentedImages", "check_same_size", "load_segmented"]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentedImages:
-    """N images of the task's size, one plane of 0 and 1 per structure for each, and where it came from."""
+    """N images of the task's size, one plane of 0 and 1 per structure for each, and where it came from; and U images
+    that nobody has outlined. Of volumes all have one axis more, D before H."""
 
-    pixels_NHWC: npt.NDArray[np.uint8]
-    masks_NSHW: npt.NDArray[np.uint8]
+    pixels_NHWC: Pixels
+    masks_NSHW: Pixels
     names: tuple[str, ...]
+    unlabelled: Pixels
 
 
 def load_segmented(
-    path: Path, image: ImageSettings, structures: tuple[str, ...], split: str = "train"
+    path: Path, image: ImageSettings, structures: tuple[str, ...], split: str = "train", *, unlabelled: bool = False
 ) -> SegmentedImages:
     """Every image with its mask, or DataError with the name of the first that cannot be used and the next step.
 
     `path` is a folder with `images/` and `masks/` (or with `dataset.npz`), or a .npz file; `split` is the npz's part.
+    `unlabelled` images, without a mask, are an error unless the task learns from them.
     """
     if path.is_dir() and not (path / MASKS).exists() and (path / DATASET_FILE).exists():
         path = path / DATASET_FILE
     if path.is_dir():
-        pixels, masks, names = _from_folder(path, image, structures)
+        pixels, masks, names, others = _from_folder(path, image, structures, unlabelled)
     elif path.exists():
-        pixels, masks, names = _from_npz(path, image, structures, split)
+        pixels, masks, names, others = _from_npz(path, image, structures, split, unlabelled)
     else:
         raise DataError(f"there are no data at {path}. Give a folder with images and masks, or a .npz file.")
+    if not names and others:
+        raise DataError(f"{path}: no image has a mask. Outline some, so that there is something to learn and to check.")
     if not names:
         raise DataError(f"{path} holds no images.")
     if not any(planes_SHW.any() for planes_SHW in masks):
         raise DataError(f"all masks of {path} are empty: nothing can be learned from them. Add images with structures.")
-    return SegmentedImages(np.stack(pixels), np.stack(masks), tuple(names))
+    return SegmentedImages(np.stack(pixels), np.stack(masks), tuple(names), stacked(others, image))
 
 
-_Loaded = tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.uint8]], list[str]]
+_Loaded = tuple[list[Pixels], list[Pixels], list[str], list[Pixels]]
 
 
-def _from_folder(folder: Path, image: ImageSettings, structures: tuple[str, ...]) -> _Loaded:
+def _from_folder(folder: Path, image: ImageSettings, structures: tuple[str, ...], unlabelled: bool) -> _Loaded:
     found = find_pairs(folder)
-    check_complete(folder, found)
+    check_complete(folder, found, unlabelled=unlabelled)
     pixels, masks = [], []
     for image_file, mask_file in found.pairs:
-        pixels_HWC, values_HW = read_image(image_file), read_mask(mask_file)
-        check_same_size(pixels_HWC.shape, values_HW.shape, str(image_file), str(mask_file))
-        pixels.append(prepare(pixels_HWC, image, resize=image.resize, name=str(image_file), remedy=OTHER_SIZE))
-        masks.append(prepare_planes(planes_of(values_HW, structures, str(mask_file)), image))
-    return pixels, masks, [image_file.name for image_file, _ in found.pairs]
+        pixels_HWC, planes_SHW = seen_pair(image_file, mask_file, image, structures)
+        pixels.append(pixels_HWC)
+        masks.append(planes_SHW)
+    others = [seen_file(file, image) for file in found.images_without_mask]
+    return pixels, masks, [image_file.name for image_file, _ in found.pairs], others
 
 
-def check_same_size(image_shape: tuple[int, ...], mask_shape: tuple[int, ...], image_name: str, mask_name: str) -> None:
-    """Both begin with height and width. Raises DataError."""
-    if image_shape[:2] != mask_shape[:2]:
-        raise DataError(
-            f"{image_name} is {image_shape[1]} x {image_shape[0]} pixels and its mask {mask_name} "
-            f"{mask_shape[1]} x {mask_shape[0]}. A mask must have its image's size: export both again."
-        )
-
-
-def _from_npz(path: Path, image: ImageSettings, structures: tuple[str, ...], split: str) -> _Loaded:
-    images_NHWC, values = read_npz_masks(path, split)
-    names = [f"{split}[{index}]" for index in range(len(images_NHWC))]
+def _from_npz(path: Path, image: ImageSettings, structures: tuple[str, ...], split: str, unlabelled: bool) -> _Loaded:
+    images, values = read_npz_masks(path, split, volumes=image.depth > 0)
+    names = [f"{split}[{index}]" for index in range(len(images))]
     pixels, masks = [], []
-    for name, pixels_HWC, mask in zip(names, images_NHWC, values, strict=True):
-        told = f"{path}, {name}"
-        planes_SHW = check_planes(mask, structures, told) if mask.ndim == 3 else planes_of(mask, structures, told)
-        pixels.append(prepare(pixels_HWC, image, resize=image.resize, name=told, remedy=OTHER_SIZE))
-        masks.append(prepare_planes(planes_SHW, image))
-    return pixels, masks, names
+    for name, pixels_HWC, mask in zip(names, images, values, strict=True):
+        masks.append(seen_planes(mask, image, structures, f"{path}, {name}"))
+        pixels.append(seen_array(pixels_HWC, image, f"{path}, {name}"))
+    return pixels, masks, names, npz_unlabelled(path, image) if unlabelled else []
+
+
+def npz_unlabelled(path: Path, image: ImageSettings) -> list[Pixels]:
+    """Each of the array `unlabelled_images`, if the file has one. Raises DataError."""
+    others = read_npz_unlabelled(path, volumes=image.depth > 0)
+    return [seen_array(pixels, image, f"{path}, unlabelled[{index}]") for index, pixels in enumerate(others)]

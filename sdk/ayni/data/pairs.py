@@ -1,6 +1,7 @@
 """A folder for segmentation: `images/`, and in `masks/` one mask per image, of the same name without its ending.
 
-Needs no numpy: the agent looks at once whether the files are there.
+A folder in `images/` is one image if it holds the DICOM slices of a volume. Needs no numpy: the agent looks at once
+whether the files are there.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ayni.data.folder import IMAGE_SUFFIXES, MASK_SUFFIXES
+from ayni.data.folder import DUAL_KD_ONLY, IMAGE_SUFFIXES, MASK_SUFFIXES
 from ayni.errors import DataError
 
 IMAGES, MASKS = "images", "masks"
@@ -35,12 +36,12 @@ def find_pairs(folder: Path) -> Pairs:
     )
 
 
-def check_complete(folder: Path, found: Pairs) -> None:
-    """Raises DataError, which names the first files that stand alone."""
-    if found.images_without_mask:
+def check_complete(folder: Path, found: Pairs, *, unlabelled: bool = False) -> None:
+    """Raises DataError, which names the first files that stand alone; `unlabelled` images may."""
+    if found.images_without_mask and not unlabelled:
         raise DataError(
             f"{_named(found.images_without_mask)} in {folder / IMAGES}: no mask of that name in {folder / MASKS}. "
-            "Add it (all 0 if nothing is there), or take the image away."
+            f"Add it (all 0 if nothing is there), or take the image away. {DUAL_KD_ONLY}"
         )
     if found.masks_without_image:
         raise DataError(
@@ -54,20 +55,42 @@ def _named(files: tuple[Path, ...]) -> str:
     return ", ".join(file.name for file in files[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def is_series(path: Path) -> bool:
+    """Whether it is a folder that holds DICOM files."""
+    if not path.is_dir():
+        return False
+    files = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith("."))
+    return any(_is_dicom(file) for file in files)
+
+
+def _is_dicom(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     try:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"there is no folder {folder}. Segmentation needs the folders {IMAGES} and {MASKS}, with one mask of the "
             "same name per image (or a .npz file)."
         ) from None
     found: dict[str, Path] = {}
-    for file in files:
-        suffix = next((ending for ending in sorted(suffixes, key=len)[::-1] if file.name.lower().endswith(ending)), "")
-        if suffix:
-            stem = file.name[: -len(suffix)]
+    for entry in entries:
+        stem = entry.name if is_series(entry) else _stem(entry, suffixes)
+        if stem is not None:
             if stem in found:
-                raise DataError(f"{found[stem]} and {file} have the same name but for their endings. Keep one.")
-            found[stem] = file
+                raise DataError(f"{found[stem]} and {entry} have the same name but for their endings. Keep one.")
+            found[stem] = entry
     return found
+
+
+def _stem(file: Path, suffixes: tuple[str, ...]) -> str | None:
+    """The name without the longest of these endings; None if it has none of them, or is no file."""
+    longest_first = sorted(suffixes, key=len, reverse=True)
+    suffix = next((ending for ending in longest_first if file.name.lower().endswith(ending)), None)
+    return file.name[: -len(suffix)] if suffix and file.is_file() else None
