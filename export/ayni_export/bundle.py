@@ -46,6 +46,7 @@ MAX_SMALL_BYTES = 4 << 20
 MAX_MODEL_BYTES = 2 << 30
 MAX_FILES = 64
 MODEL_SUFFIXES = (".onnx", ".safetensors")
+VOLUME_RULES = "volume-1"  # as `ayni.data.volumes` has it, which needs numpy
 
 PositiveFinite = Annotated[float, Meta(gt=0, le=1e6)]
 
@@ -79,6 +80,7 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     task_kind: Kind = "classification"  # `kind` says how it was trained
     classes: Annotated[tuple[str, ...], Meta(min_length=1, max_length=1000)]  # structures, in a segmentation
     image: ImageSettings
+    rules: str = ""  # how volumes are turned, resampled and scaled to 8 bits before they are asked about
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[PositiveFinite, ...]
     temperature: PositiveFinite
@@ -214,6 +216,11 @@ def _read_info(folder: Path, files: dict[str, bytes]) -> BundleInfo:
     fits = len(info.pixel_mean) == len(info.pixel_std) == channels
     if too_few or not fits or info.models[0].path not in files:
         raise BundleError(f"{folder / METADATA_FILE} contradicts itself. Export the bundle again.")
+    if info.rules != (VOLUME_RULES if info.image.depth else ""):
+        raise BundleError(
+            f"{folder} wants its images prepared by the rules {info.rules!r}, which this version of Ayni does not "
+            "know: its answers would mean nothing. Update Ayni."
+        )
     return info
 
 

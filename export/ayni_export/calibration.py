@@ -13,6 +13,12 @@ def calibration_words(info: BundleInfo) -> str:
         return "the probabilities are not calibrated: no image of this place has a label"
     num_images = info.validation.num_images
     if info.temperature == 1:  # what training leaves if it has too few images to say
-        return "the probabilities are not calibrated, as too few images were held out"
+        return f"the probabilities are not calibrated, as too few {images_word(info)} were held out"
     rough = ", which is rough" if num_images < FEW_HELD_OUT else ""
-    return f"the probabilities are calibrated on the pixels of {num_images} held-out images of the site{rough}"
+    points = "voxels" if info.image.depth else "pixels"
+    of_what = f"the {points} of {num_images} held-out {images_word(info)} of the site"
+    return f"the probabilities are calibrated on {of_what}{rough}"
+
+
+def images_word(info: BundleInfo) -> str:
+    return "volumes" if info.image.depth else "images"

@@ -46,6 +46,9 @@ first fitted to all the images given, without labels: give a worklist, eight ima
 PNG, JPEG, .npy, NIfTI (one slice) and DICOM are read. The report goes to --out, or to a new folder here that is \
 named like the bundle with -report behind it. A report is never overwritten.
 
+A bundle for volumes takes NIfTI files, and folders with the slices of one DICOM series; what it outlines is written \
+as a label map (masks/NAME-mask.nii.gz) on the volume's own voxels.
+
 Exit codes: 0 all done; 3 some files could not be used and the others are done; 2 nothing was done.
 
 Example: ayni diagnose pneumonia-bundle chest1.png chest2.dcm --out report
@@ -122,6 +125,7 @@ def diagnose(
         from ayni_export.report_folder import pieces_of, report_folder, sections_file, write_report
         from ayni_export.routed.adapting import Reading, session_for
         from ayni_export.segmentation import Segmentation
+        from ayni_export.volume_answer import OutlinedVolume
     except ModuleNotFoundError as error:
         raise MissingExtraError("diagnosis", "deploy") from error
     opened = read_bundle(bundle, signer=signer)
@@ -133,7 +137,7 @@ def diagnose(
     reported = []
     with sections_file(folder) as sections, mask_files(folder) as masks:
         for number, answer in enumerate(with_progress(each, len(images), "diagnosing"), start=1):
-            written = masks.write(answer) if isinstance(answer, Segmentation) else ()
+            written = masks.write(answer) if isinstance(answer, Segmentation | OutlinedVolume) else ()
             entry = report.entry(opened, answer, number, written)
             reported.append(entry.reported)
             sections.write(entry.section)
@@ -184,5 +188,6 @@ def _print_table(made: Report, folder: Path) -> None:
     console = Console()
     console.print(table)
     if made.model.task_kind == "segmentation":
-        console.print(Text(f"\n{SURE_MEANS}"))
+        sure_means = SURE_MEANS.replace("area", "volume") if made.model.dimensions == 3 else SURE_MEANS
+        console.print(Text(f"\n{sure_means}"))
     console.print(Text(f"\nNot for primary diagnosis. Report: {folder / 'report.html'}"))

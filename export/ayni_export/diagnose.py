@@ -18,11 +18,13 @@ from ayni.data.images import prepare, read_image
 from ayni.errors import AyniError, DataError
 from ayni.task import ImageSettings
 from ayni_export.bundle import Bundle, BundleInfo, read_bundle
+from ayni_export.diagnose_volume import diagnose_volume
 from ayni_export.occlusion import occlusion
 from ayni_export.routed.adapting import Reading, session_for
 from ayni_export.runtime import Device, Session
 from ayni_export.segmentation import Segmentation, shown, structures_of
 from ayni_export.spacing import read_spacing
+from ayni_export.volume_answer import OutlinedVolume, VolumeFinding
 
 SHOWN_PIXELS = 448  # the longer side of the picture in the report is at most this, or what the model takes
 OTHER_SIZE = "Scale it first, or ask for it (--resize)."
@@ -70,7 +72,7 @@ class FileError:
     reason: str
 
 
-Answer = Diagnosis | Segmentation | FileError
+Answer = Diagnosis | Segmentation | VolumeFinding | OutlinedVolume | FileError
 
 
 def diagnose(
@@ -83,7 +85,8 @@ def diagnose(
     num_threads: int = 1,
     device: Device | None = None,
 ) -> list[Answer]:
-    """One answer per image, in their order: a Diagnosis, or a Segmentation if that is the bundle's task.
+    """One answer per image, in their order: a Diagnosis, or a Segmentation if that is the bundle's task; of volumes a
+    VolumeFinding or an OutlinedVolume.
 
     A routed bundle is first adapted to these images, all together. `device`: None takes a GPU if this installation can.
 
@@ -108,10 +111,7 @@ def answers(
 
 def _diagnose_one(
     info: BundleInfo, session: Session, path: Path, resize: bool, allow_burned_in: bool
-) -> Diagnosis | Segmentation:
-    pixels_HWK = read_image(path, allow_burned_in=allow_burned_in)
-    seen_hwK = prepare(pixels_HWK, info.image, resize=resize, name=str(path), remedy=OTHER_SIZE)
-
+) -> Diagnosis | Segmentation | VolumeFinding | OutlinedVolume:
     def ask(pixels_BhwK: Pixels) -> tuple[Floats, Floats]:
         logits, probabilities = session.run(pixels_BhwK)
         if not (np.isfinite(logits).all() and np.isfinite(probabilities).all()):
@@ -120,6 +120,10 @@ def _diagnose_one(
             )
         return logits, probabilities
 
+    if info.image.depth:
+        return diagnose_volume(info, ask, path, allow_burned_in=allow_burned_in)
+    pixels_HWK = read_image(path, allow_burned_in=allow_burned_in)
+    seen_hwK = prepare(pixels_HWK, info.image, resize=resize, name=str(path), remedy=OTHER_SIZE)
     if info.task_kind == "segmentation":
         height, width, picture_HWK = *pixels_HWK.shape[:2], shown(pixels_HWK)
         del pixels_HWK  # a large X-ray's pixels, its masks and the network's maps are never in memory all at once

@@ -111,6 +111,7 @@ def _bundle_info(model: TrainedModel, digest: str, parity: Parity) -> BundleInfo
         task_kind=model.task.kind,
         classes=model.task.classes,
         image=model.task.image,
+        rules=parts.VOLUME_RULES if model.task.image.depth else "",
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
         temperature=model.temperature,

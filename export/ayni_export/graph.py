@@ -1,7 +1,8 @@
 """The network as an ONNX graph: pixels in; logits and probabilities out.
 
 B = images, C = classes or features, G = groups of them, R = rows in a group, K = channels, H x W = pixels. Logits and
-probabilities are [B, C] of classes, or [B, S, H, W] of S structures in a segmentation.
+probabilities are [B, C] of classes, or [B, S, H, W] of S structures in a segmentation. Of volumes H x W is D x H x W,
+the part of a volume that the network sees at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,7 +28,7 @@ from ayni_export.bundle import Parity
 
 OUTPUTS = ("logits", "probabilities")
 TOLERANCE = 1e-4
-NUM_PARITY_IMAGES = 16
+NUM_PARITY_IMAGES, NUM_PARITY_VOLUMES = 16, 5
 MAX_PARITY_PIXELS = 1 << 18  # in one batch: the features of 16 large images would fill a small machine's memory
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -42,8 +44,9 @@ class DiagnosisGraph(nn.Module):
         super().__init__()
         self.network = network
         self.temperature, self.dense = model.temperature, model.task.kind == "segmentation"
-        self.register_buffer("pixel_mean", torch.tensor(model.pixel_mean).reshape(1, -1, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(model.pixel_std).reshape(1, -1, 1, 1))
+        per_channel = (1, -1, *(1 for _ in model.task.image.size))
+        self.register_buffer("pixel_mean", torch.tensor(model.pixel_mean).reshape(per_channel))
+        self.register_buffer("pixel_std", torch.tensor(model.pixel_std).reshape(per_channel))
 
     def forward(self, pixels_BKHW: Tensor) -> tuple[Tensor, Tensor]:
         """`pixels_BKHW`: uint8. Returns logits and probabilities: of each class, or of each structure by itself."""
@@ -87,7 +90,7 @@ def write_out_norms(module: nn.Module) -> nn.Module:
 def to_onnx(graph: DiagnosisGraph, model: TrainedModel, *, opset: int) -> bytes:
     """One self-contained ONNX file; the number of images is free. It holds no path of this machine."""
     image = model.task.image
-    example = torch.zeros(2, image.channels, image.height, image.width, dtype=torch.uint8)
+    example = torch.zeros(2, image.channels, *image.seen, dtype=torch.uint8)
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             write_out_norms(copy.deepcopy(graph)).eval(),
@@ -144,7 +147,7 @@ def check_parity(graph: DiagnosisGraph, onnx_model: bytes, model: TrainedModel) 
 
     The logits in torch come from the network as it was trained, with the preprocessing done in numpy.
     """
-    pixels_BKHW = parity_images(model.task.image.channels, model.task.image.height, model.task.image.width)
+    pixels_BKHW = parity_images(model.task.image.channels, *model.task.image.seen)
     parts = _batches(pixels_BKHW)
     expected = _joined([_torch_outputs(graph, part_BKHW, model) for part_BKHW in parts])
     options = onnxruntime.SessionOptions()
@@ -174,7 +177,7 @@ def check_parity(graph: DiagnosisGraph, onnx_model: bytes, model: TrainedModel) 
 
 def _batches(pixels_BKHW: Pixels) -> list[Pixels]:
     """All images at once, or as many as are not too large, and at least two."""
-    num_images = max(2, MAX_PARITY_PIXELS // (pixels_BKHW.shape[2] * pixels_BKHW.shape[3]))
+    num_images = max(2, MAX_PARITY_PIXELS // math.prod(pixels_BKHW.shape[2:]))
     return [pixels_BKHW[first : first + num_images] for first in range(0, len(pixels_BKHW), num_images)]
 
 
@@ -184,8 +187,9 @@ def _joined(answers: Sequence[Sequence[Floats]]) -> list[Floats]:
 
 
 def _torch_outputs(graph: DiagnosisGraph, pixels_BKHW: Pixels, model: TrainedModel) -> tuple[Floats, Floats]:
-    mean = np.array(model.pixel_mean, np.float32).reshape(1, -1, 1, 1)
-    std = np.array(model.pixel_std, np.float32).reshape(1, -1, 1, 1)
+    per_channel = (1, -1, *(1 for _ in pixels_BKHW.shape[2:]))
+    mean = np.array(model.pixel_mean, np.float32).reshape(per_channel)
+    std = np.array(model.pixel_std, np.float32).reshape(per_channel)
     images_BKHW = torch.from_numpy((pixels_BKHW.astype(np.float32) / np.float32(255) - mean) / std)
     with torch.no_grad():
         logits = graph.network.eval()(images_BKHW)
@@ -193,15 +197,20 @@ def _torch_outputs(graph: DiagnosisGraph, pixels_BKHW: Pixels, model: TrainedMod
     return logits.numpy(), probabilities.numpy()
 
 
-def parity_images(channels: int, height: int, width: int) -> Pixels:
-    """Black, white, noise, and smooth blobs on a gradient as in an X-ray; the same in every run. [B, K, H, W]."""
+def parity_images(channels: int, *size: int) -> Pixels:
+    """Black, white, noise, and smooth blobs on a gradient as in an X-ray; the same in every run.
+
+    `size`: (height, width), or (depth, height, width) of volumes. Returns [B, K, H, W] or [B, K, D, H, W].
+    """
     random = np.random.default_rng(0)
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    images = [np.zeros((height, width)), np.ones((height, width)), random.random((height, width))]
-    while len(images) < NUM_PARITY_IMAGES:
-        image = 0.2 + 0.3 * y + 0.05 * random.standard_normal((height, width))
-        for cx, cy, size in random.random((4, 3)):
-            image += 0.5 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.02 + 0.1 * size))
+    axes = np.meshgrid(*(np.linspace(0, 1, side) for side in size), indexing="ij", sparse=True)
+    num_images = NUM_PARITY_IMAGES if len(size) == 2 else NUM_PARITY_VOLUMES
+    images = [np.zeros(size), np.ones(size), random.random(size)]
+    while len(images) < num_images:
+        image = 0.2 + 0.3 * axes[-2] + 0.05 * random.standard_normal(size)
+        for *centre, spread in random.random((4, len(size) + 1)):
+            squares = sum((axis - middle) ** 2 for axis, middle in zip(axes[::-1], centre, strict=True))
+            image = image + 0.5 * np.exp(-squares / (0.02 + 0.1 * spread))
         images.append(image)
     stack_BHW = np.clip(np.stack(images) * 255, 0, 255).astype(np.uint8)
     return np.repeat(stack_BHW[:, np.newaxis], channels, axis=1)

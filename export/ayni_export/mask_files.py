@@ -1,4 +1,7 @@
-"""A report's masks: `masks/NAME-STRUCTURE.png`, grey, 255 inside and 0 outside, in the size of the image's file."""
+"""A report's masks: `masks/NAME-STRUCTURE.png`, grey, 255 inside and 0 outside, in the size of the image's file.
+
+Of a volume it is one file, `masks/NAME-mask.nii.gz`: a label map on the volume's own voxels.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from PIL import Image
 from ayni.data.images import IMAGE_SUFFIXES
 from ayni_export.report_folder import MASKS
 from ayni_export.segmentation import Mask, Segmentation, grey_of
+from ayni_export.volume_answer import OutlinedVolume
 
 MAX_NAME_BYTES, MAX_STRUCTURE_BYTES = 160, 60  # file systems take 255 in all
 
@@ -24,16 +28,19 @@ class MaskFiles:
         self._folder = folder / MASKS
         self._written: list[Path] = []
 
-    def write(self, answer: Segmentation) -> tuple[str, ...]:
-        """One file per structure; their names, as seen from the report's folder. Raises OSError."""
+    def write(self, answer: Segmentation | OutlinedVolume) -> tuple[str, ...]:
+        """One file per structure, or one of a volume; their names, as seen from the report's folder. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        return tuple(self._write(answer.path, each.name, each.mask_HW) for each in answer.structures)
+        if isinstance(answer, OutlinedVolume):
+            return (self._write(answer.file.path, "mask", answer.mask_file, ".nii.gz"),)
+        return tuple(self._write(answer.path, each.name, png_of(each.mask_HW), ".png") for each in answer.structures)
 
-    def _write(self, image: Path, structure: str, mask_HW: Mask) -> str:
-        name = f"{plain(stem_of(image.name), MAX_NAME_BYTES)}-{plain(structure, MAX_STRUCTURE_BYTES)}"
-        data, number = png_of(mask_HW), 1
+    def _write(self, image: Path, what: str, data: bytes, ending: str) -> str:
+        stem = stem_of(image.name or image.resolve().name)  # "." is a folder of slices, too
+        name = f"{plain(stem, MAX_NAME_BYTES)}-{plain(what, MAX_STRUCTURE_BYTES)}"
+        number = 1
         while True:
-            path = self._folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
+            path = self._folder / (f"{name}{ending}" if number == 1 else f"{name}-{number}{ending}")
             try:
                 file = path.open("xb")  # an image of the same name in another folder, or a mask that was here before
             except FileExistsError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ayni.trained_model import Scores
 from ayni_export.bundle import BundleInfo
-from ayni_export.calibration import calibration_words
+from ayni_export.calibration import calibration_words, images_word
 
 FEW_IMAGES = 100  # below, a figure is called rough
+_FIGURES = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD"}
 
 
 def model_card(info: BundleInfo) -> str:
@@ -18,7 +19,7 @@ def model_card(info: BundleInfo) -> str:
         "alone": "trained by this site alone, without the federation",
     }[info.kind]
     parity = info.models[0].parity
-    size = f"{info.image.width} x {info.image.height} pixels, {'grey' if info.image.channels == 1 else 'colour'}"
+    images, shape = images_word(info), ", ".join(map(str, (info.image.channels, *info.image.seen)))
     return f"""# {info.title}
 
 Model `{info.name}`, version `{info.version}`, for the {info.role} **{info.site}**.
@@ -27,12 +28,12 @@ Model `{info.name}`, version `{info.version}`, for the {info.role} **{info.site}
 
 {info.intended_use}
 
-{_what_it_does(info)} on images of {size}, and nothing else. It is not a medical device.
+{_what_it_does(info)} on {images} of {_size(info)}, and nothing else. It is not a medical device.
 
 ## How it was made
 
 - {how} ({info.steps} optimiser steps at this site).
-- Chosen on the site's own held-out images: {info.chosen}.
+- Chosen on the site's own held-out {images}: {info.chosen}.
 - Finished {info.created}. {_calibration(info)}
 
 ## Data at this site
@@ -50,9 +51,8 @@ Model `{info.name}`, version `{info.version}`, for the {info.role} **{info.site}
 
 ## Technical
 
-- ONNX, single precision; the preprocessing is inside. Input `pixels`: uint8 [images, {info.image.channels}, \
-{info.image.height}, {info.image.width}].
-- ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} images: \
+- ONNX, single precision; {_preprocessing(info)}. Input `pixels`: uint8 [{images}, {shape}].
+- ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} {images}: \
 logits within {parity.logits:.1e} (allowed {parity.tolerance:g}).
 - SHA-256 of the weights: `{info.weights_sha256}`
 """
@@ -65,6 +65,20 @@ def licence_note(info: BundleInfo) -> str:
         "the bundle by itself grants none. Ayni, the software that made it, is licensed under Apache-2.0.\n"
         "The model is provided as is, without warranty of any kind. It is not a medical device.\n"
     )
+
+
+def _size(info: BundleInfo) -> str:
+    image, colours = info.image, "grey" if info.image.channels == 1 else "colour"
+    if not image.depth:
+        return f"{image.width} x {image.height} pixels, {colours}"
+    steps = "" if image.spacing_mm is None else f" of {' x '.join(f'{step:g}' for step in image.spacing_mm)} mm"
+    return f"up to {' x '.join(map(str, image.size))} voxels{steps} (slices x rows x columns), {colours}"
+
+
+def _preprocessing(info: BundleInfo) -> str:
+    if info.image.depth:
+        return f"volumes are brought to 8 bits by the rules {info.rules}, and what follows is inside"
+    return "the preprocessing is inside"
 
 
 def _one_of(classes: tuple[str, ...]) -> str:
@@ -85,7 +99,7 @@ def _calibration(info: BundleInfo) -> str:
     if info.task_kind == "segmentation":
         words = calibration_words(info)
         return f"{words[0].upper()}{words[1:]} (temperature {info.temperature:.3f})."
-    return f"Probabilities are calibrated with temperature {info.temperature:.3f} on the held-out images."
+    return f"Probabilities are calibrated with temperature {info.temperature:.3f} on the held-out {images_word(info)}."
 
 
 def _counts(info: BundleInfo) -> str:
@@ -93,7 +107,7 @@ def _counts(info: BundleInfo) -> str:
     rows = [
         (name, info.num_train_per_class.get(name, 0), info.num_holdout_per_class.get(name, 0)) for name in info.classes
     ]
-    head = "| images that show | trained on | held out |"
+    head = f"| {images_word(info)} that show | trained on | held out |"
     if info.task_kind == "classification":
         head = "| class | trained on | held out |"
         rows.append(("**all**", sum(row[1] for row in rows), sum(row[2] for row in rows)))
@@ -102,6 +116,8 @@ def _counts(info: BundleInfo) -> str:
 
 
 def _limits(info: BundleInfo) -> str:
+    if info.image.depth:
+        return _limits_of_volumes(info)
     if info.task_kind == "segmentation":
         return """- An image of another kind gets outlines too, and they mean nothing.
 - A share of sure pixels tells nothing of what was missed. Look at every outline beside the image.
@@ -111,24 +127,42 @@ def _limits(info: BundleInfo) -> str:
 - The calibration holds for images like the held-out ones, in about the same mixture of classes."""
 
 
+def _limits_of_volumes(info: BundleInfo) -> str:
+    if info.task_kind == "segmentation":
+        return """- A volume of another kind gets outlines too, and they mean nothing.
+- A volume that is larger than those of training is looked at in overlapping parts, each without sight of the rest.
+- A share of sure voxels tells nothing of what was missed. Look at every outline beside the volume.
+- Details finer than a voxel of what the model sees cannot be outlined, however fine the file is."""
+    return """- A volume of another kind gets an answer too, with a confidence that means nothing.
+- There is no heat map: the answer does not show where in the volume it comes from.
+- The calibration holds for volumes like the held-out ones, in about the same mixture of classes."""
+
+
 def _validation(info: BundleInfo) -> str:
     scores = info.validation
     if not scores.num_images:
-        return "**Not measured: the site had too few images to hold any out.**"
-    rough = f"**With {scores.num_images} images these figures are rough.**"
+        return f"**Not measured: the site had too few {images_word(info)} to hold any out.**"
+    rough = f"**With {scores.num_images} {images_word(info)} these figures are rough.**"
     caution = rough if scores.num_images < FEW_IMAGES else "They describe this site's patients, not those of another."
-    return f"""On {scores.num_images} held-out images of this site, which were also used to choose and calibrate it:
+    held_out = f"{scores.num_images} held-out {images_word(info)}"
+    return f"""On {held_out} of this site, which were also used to choose and calibrate it:
 
-{_figures(scores)}
+{_figures(scores, images_word(info))}
 
 {caution}"""
 
 
-def _figures(scores: Scores) -> str:
+def _figures(scores: Scores, images: str) -> str:
     if scores.dice is None:
         lines = [f"area under the ROC curve {scores.auc:.3f}", f"balanced accuracy {scores.balanced_accuracy:.3f}"]
     else:
-        lines = [f"Dice {scores.dice:.3f}, the mean over images and structures (1 is perfect)"]
+        lines = [f"Dice {scores.dice:.3f}, the mean over {images} and structures (1 is perfect)"]
+    unit = "mm" if scores.unit == "mm" else "pixels of what the model sees"
     if scores.hd95 is not None:
-        lines.append(f"95th percentile of the outlines' distances {scores.hd95:.1f} pixels of what the model sees")
+        lines.append(f"95th percentile of the outlines' distances {scores.hd95:.1f} {unit}")
+    if scores.assd is not None:
+        lines.append(f"mean of the outlines' distances {scores.assd:.2f} {unit}")
+    for name, figures in scores.structures.items():
+        said = ", ".join(f"{_FIGURES.get(figure, figure)} {value:.3f}" for figure, value in figures.items())
+        lines.append(f"{name}: {said}")
     return "\n".join(f"- {line}" for line in lines)

@@ -26,7 +26,7 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
         "authors": f"{info.site}, with Ayni {ayni.__version__}",
         "copyright": f"The site {info.site} and its federation",
         "data_source": "private images of the sites that took part; they never left these sites",
-        "data_type": "uint8 pixels",
+        "data_type": "uint8 voxels" if info.image.depth else "uint8 pixels",
         "image_classes": f"{info.image.channels} channel(s), 0 to 255",
         "label_classes": ", ".join(info.classes),
         "pred_classes": ", ".join(info.classes),
@@ -40,7 +40,8 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
 
 def _what_it_does(info: BundleInfo) -> str:
     if info.task_kind == "segmentation":
-        return f"Segmentation of {', '.join(info.classes)}, each pixel in any number of them"
+        point = "voxel" if info.image.depth else "pixel"
+        return f"Segmentation of {', '.join(info.classes)}, each {point} in any number of them"
     return f"Classification into {len(info.classes)} classes"
 
 
@@ -52,10 +53,10 @@ def _inputs(info: BundleInfo) -> dict[str, object]:
             "format": "magnitude" if info.image.channels == 1 else "RGB",
             "modality": "n/a",
             "num_channels": info.image.channels,
-            "spatial_shape": [info.image.height, info.image.width],
+            "spatial_shape": list(info.image.seen),
             "dtype": "uint8",
             "value_range": [0, 255],
-            "is_patch_data": False,
+            "is_patch_data": info.image.seen != info.image.size,
             "channel_def": {str(i): name for i, name in enumerate(colours)},
         }
     }
@@ -68,9 +69,9 @@ def _outputs(info: BundleInfo) -> dict[str, object]:
             "type": "image",
             "format": "segmentation",
             "num_channels": len(info.classes),
-            "spatial_shape": [info.image.height, info.image.width],
+            "spatial_shape": list(info.image.seen),
             "dtype": "float32",
-            "is_patch_data": False,
+            "is_patch_data": info.image.seen != info.image.size,
             "channel_def": classes,
         }
         return {"logits": {**maps, "value_range": []}, "probabilities": {**maps, "value_range": [0, 1]}}

@@ -8,14 +8,22 @@ from importlib.resources import files
 
 import msgspec
 
-from ayni_export.bundle import Bundle
+from ayni_export.bundle import Bundle, BundleInfo
 from ayni_export.diagnose import Answer, FileError
 from ayni_export.report_finding import COLUMNS, finding_entry, finding_facts, finding_rows
 from ayni_export.report_outlines import OUTLINE_COLUMNS, outline_facts, outline_rows, outlines_entry
 from ayni_export.report_routing import routed_facts, routing_section
+from ayni_export.report_volumes import (
+    VOLUME_COLUMNS,
+    found_volume_entry,
+    outlined_volume_entry,
+    volume_facts,
+    volume_rows,
+)
 from ayni_export.reported import NOT_PRIMARY, Entry, Report, ReportedImage, ReportedModel, printable
 from ayni_export.routed.record import Adaptation
 from ayni_export.segmentation import Segmentation
+from ayni_export.volume_answer import OutlinedVolume, VolumeFinding
 
 
 def entry(bundle: Bundle, answer: Answer, number: int, masks: Sequence[str] = ()) -> Entry:
@@ -24,17 +32,25 @@ def entry(bundle: Bundle, answer: Answer, number: int, masks: Sequence[str] = ()
         return Entry(ReportedImage(file=printable(str(answer.path)), error=printable(answer.reason)), "")
     if isinstance(answer, Segmentation):
         return outlines_entry(answer, number, masks)
+    if isinstance(answer, OutlinedVolume):
+        return outlined_volume_entry(answer, number, masks[0])
+    if isinstance(answer, VolumeFinding):
+        return found_volume_entry(bundle, answer, number)
     return finding_entry(bundle, answer, number)
 
 
 def columns_of(report: Report) -> tuple[str, ...]:
     """What a table says of each file."""
-    return OUTLINE_COLUMNS if report.model.task_kind == "segmentation" else COLUMNS
+    if report.model.task_kind == "classification":
+        return COLUMNS
+    return OUTLINE_COLUMNS if report.model.dimensions == 2 else VOLUME_COLUMNS
 
 
 def rows_of(image: ReportedImage, between: str) -> Sequence[tuple[str, ...]]:
     """What stands in these columns; `between` parts what is in one cell."""
-    return outline_rows(image, between) if image.structures else finding_rows(image, between)
+    if not image.structures:
+        return finding_rows(image, between)
+    return volume_rows(image, between) if image.shape else outline_rows(image, between)
 
 
 def make_report(
@@ -55,6 +71,7 @@ def make_report(
         role=info.role,
         kind=info.kind,
         task_kind=info.task_kind,
+        dimensions=len(info.image.size),
         classes=info.classes,
         intended_use=info.intended_use,
         weights_sha256=info.weights_sha256,
@@ -129,12 +146,20 @@ def _model_section(bundle: Bundle, report: Report) -> str:
         "Model": f"{model.name}, version {model.version}",
         "Made by": _made_by(model, info.rounds),
         "Signed by": _signed_by(model),
-        **(outline_facts(info) if info.task_kind == "segmentation" else finding_facts(info)),
+        **_facts(info),
         **({} if info.routed is None else routed_facts(info.routed)),
         "Ran on": f"{'this GPU' if model.device == 'gpu' else 'this processor'}, {report.created}",
     }
     rows = "\n".join(f"<dt>{name}</dt><dd>{escape(printable(text))}</dd>" for name, text in facts.items())
     return f"<section>\n<h2>About the model</h2>\n<dl>\n{rows}\n</dl>\n</section>"
+
+
+def _facts(info: BundleInfo) -> dict[str, str]:
+    facts = outline_facts(info) if info.task_kind == "segmentation" else finding_facts(info)
+    if info.image.depth:
+        facts.pop("Areas", None)
+        return {**facts, **volume_facts(info)}
+    return facts
 
 
 def _signed_by(model: ReportedModel) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from ayni_export.bundle import Bundle, BundleInfo
+from ayni_export.calibration import images_word
 from ayni_export.diagnose import Diagnosis, confidence_sentence, in_words
 from ayni_export.heat_map import data_uri, enlarged, heat, legend_colours, overlay
 from ayni_export.reported import Entry, ReportedImage, percent, printable
@@ -40,7 +41,7 @@ def finding_rows(image: ReportedImage, between: str) -> list[tuple[str, str]]:
 def finding_facts(info: BundleInfo) -> dict[str, str]:
     """What the page says of the model beside who made it."""
     return {
-        "Trained on": f"{sum(info.num_train_per_class.values())} images at this site",
+        "Trained on": f"{sum(info.num_train_per_class.values())} {images_word(info)} at this site",
         "Checked on": _checked_on(info),
         "Heat map": "occlusion: a grey patch, a quarter of the image wide and high, hides one place after the other, "
         "and the model answers again. The colour tells how far the odds of the finding then fall. The strongest place "
@@ -53,7 +54,7 @@ def _checked_on(info: BundleInfo) -> str:
     if not scores.num_images:
         return "no image: the site had too few to hold any out"
     figures = f"area under the ROC curve {scores.auc:.2f}, balanced accuracy {scores.balanced_accuracy:.2f}"
-    return f"{scores.num_images} held-out images of this site: {figures}"
+    return f"{scores.num_images} held-out {images_word(info)} of this site: {figures}"
 
 
 def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number: int) -> str:
@@ -72,7 +73,7 @@ def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number:
 <div class="legend">no change<i style="background:{scale}"></i>most</div></figure>
 </div>
 <div class="bars">
-{_bars(reported)}</div>
+{bars(reported)}</div>
 <p class="hash">SHA-256 {reported.sha256}</p>
 </section>
 """
@@ -97,7 +98,7 @@ def _size(bundle: Bundle, answer: Diagnosis) -> str:
     return text
 
 
-def _bars(reported: ReportedImage) -> str:
+def bars(reported: ReportedImage) -> str:
     shares = list(reported.probabilities.items())
     if len(shares) > MAX_BARS:
         shares = sorted(shares, key=lambda share: -share[1])[:MAX_BARS]

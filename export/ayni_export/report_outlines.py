@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ayni_export.bundle import BundleInfo
-from ayni_export.calibration import calibration_words
+from ayni_export.calibration import calibration_words, images_word
 from ayni_export.contours import css_colour, draw_outlines
 from ayni_export.heat_map import data_uri, enlarged
 from ayni_export.reported import Entry, ReportedImage, ReportedStructure, percent, printable
@@ -76,7 +76,7 @@ def outline_facts(info: BundleInfo) -> dict[str, str]:
     """What the page says of the model beside who made it."""
     seen = ", ".join(f"{name} in {number}" for name, number in info.num_train_per_class.items())
     return {
-        "Trained on": f"images of this site: {seen} of them",
+        "Trained on": f"{images_word(info)} of this site: {seen} of them",
         "Checked on": _checked_on(info),
         "Outlines": "a pixel lies inside where the model's probability for it is 0.5 or more; "
         f"{calibration_words(info)}. How much of an outline has 0.9 or more tells how sure the model is of what it "
@@ -89,12 +89,16 @@ def _checked_on(info: BundleInfo) -> str:
     scores = info.validation
     if not scores.num_images:
         return "no image: the site had too few to hold any out"
+    images = images_word(info)
     meaning = (
-        "Dice is the overlap with the masks that came with these images, 0 to 1, the mean of images and structures"
+        f"Dice is the overlap with the masks that came with these {images}, 0 to 1, the mean of {images} and structures"
     )
     if scores.hd95 is not None:
-        meaning += "; HD95 is how far apart the outlines lie, in pixels of what the model sees (the 95th percentile)"
-    return f"{scores.num_images} held-out images of this site: {scores.words()}. {meaning}"
+        unit = "mm" if scores.unit == "mm" else "pixels of what the model sees"
+        meaning += f"; HD95 is how far apart the outlines lie, in {unit} (the 95th percentile)"
+    if scores.assd is not None:
+        meaning += "; ASSD the mean of these distances"
+    return f"{scores.num_images} held-out {images} of this site: {scores.words()}. {meaning}"
 
 
 def _section(answer: Segmentation, reported: ReportedImage, number: int) -> str:

@@ -20,6 +20,7 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     kind: str
     task_kind: str
+    dimensions: int  # 2 of images, 3 of volumes
     classes: tuple[str, ...]
     intended_use: str
     weights_sha256: str
@@ -30,14 +31,17 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportedStructure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is outlined of one structure; shares are 0 to 1."""
+    """What is outlined of one structure; shares are 0 to 1. Of a volume, `voxels` takes the place of `pixels`."""
 
-    mask: str  # a PNG in the size of the image's file, from the report's folder
-    pixels: int  # of the image's file
+    mask: str  # a PNG in the size of the image's file, or a NIfTI file of all structures; from the report's folder
+    pixels: int | None = None  # of the image's file
+    voxels: int | None = None
     share: float  # of the image
     highest_probability: float  # anywhere in the image
     sure_share: float | None = None  # of the outlined pixels, those with a probability of at least .9
     area_mm2: float | None = None  # if the file says how large a pixel is
+    volume_mm3: float | None = None
+    label: int | None = None  # its number in a volume's mask
 
 
 class ReportedImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,6 +60,10 @@ class ReportedImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     structures: dict[str, ReportedStructure] = {}
     pixel_mm: tuple[float, float] | None = None  # between the middles of pixels, as the file has it
     pixel_mm_on_detector: bool = False  # the body part itself is smaller
+    shape: tuple[int, ...] = ()  # of a volume: voxels along the file's axes
+    voxel_mm: tuple[float, ...] = ()  # from voxel to voxel along these axes
+    shared_voxels: int = 0  # of several structures; the mask gives each to the likeliest
+    windows: int = 0  # that the model was asked about
     error: str = ""
 
 

@@ -51,21 +51,24 @@ class Session:
         """Whether black images get answers of the promised shapes."""
         if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
             return False
-        image = info.image
+        image, dense = info.image, info.task_kind == "segmentation"
         # a segmentation is asked of one image at a time: two would take twice the memory for nothing
-        num_images, place = (1, (image.height, image.width)) if info.task_kind == "segmentation" else (2, ())
-        answers = self.run(np.zeros((num_images, image.height, image.width, image.channels), np.uint8))
+        num_images, place = 1 if dense or image.depth else 2, image.seen if dense else ()
+        answers = self.run(np.zeros((num_images, *image.seen, image.channels), np.uint8))
         return all(answer.shape == (num_images, len(info.classes), *place) for answer in answers)
 
     def run(self, pixels_BHWK: Pixels) -> tuple[Floats, Floats]:
-        """Returns logits and probabilities, each [B, C], or [B, S, H, W] in a segmentation of S structures."""
+        """Returns logits and probabilities, each [B, C], or [B, S, H, W] in a segmentation of S structures.
+
+        Of volumes H, W are D, H, W: what the model sees of one at once.
+        """
         logits, probabilities = self._session.run(list(OUTPUTS), {"pixels": planes(pixels_BHWK)})
         return logits, probabilities
 
 
 def planes(pixels_BHWK: Pixels) -> Pixels:
-    """[B, K, H, W], as a graph takes them."""
-    return np.ascontiguousarray(pixels_BHWK.transpose(0, 3, 1, 2))
+    """[B, K, H, W], or [B, K, D, H, W] of volumes, as a graph takes them."""
+    return np.ascontiguousarray(np.moveaxis(pixels_BHWK, -1, 1))
 
 
 def open_session(

@@ -56,6 +56,11 @@ def export_routed(federation: Federation, bundle: Path, *, form: Form = "fp16") 
     `form`: how the experts are stored; the mixing is done in 32 bits. Raises UserError if the place will not do,
     IntegrityError if an expert does not fit the task, or ONNX Runtime does not answer as torch does.
     """
+    if federation.task.image.depth:
+        raise UserError(
+            "a routed bundle of volumes cannot be made yet: there is no gradient graph of a 3D network. Each site can "
+            "export its model (`ayni export HOME BUNDLE`)."
+        )
     take_back(bundle)
     parts.check_replaceable(bundle)
     network, stack = stack_of(federation, form)
