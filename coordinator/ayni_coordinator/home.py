@@ -90,6 +90,8 @@ def create_home(
     config = msgspec.structs.replace(defaults, database=database or defaults.database, store=store or defaults.store)
     if task.dual_kd and task.guidance.source != "none":
         raise UserError("with [dual_kd] the centre's teacher teaches all sites. Set guidance.source to none.")
+    if task.image.depth and task.guidance.source != "none":
+        raise UserError("the foundation models look at pictures, not at volumes. Set guidance.source to none.")
     task = _with_patch(task)
     public_set = load_public_set(Path(task.public_set), task) if task.public_set else None
     aside = folder.with_name(f".{folder.name}.new")

@@ -1,4 +1,4 @@
-"""The public image set from a folder of images or a .npz file. Labels, if there are any, are left behind."""
+"""The public image set from a folder of images (or volumes) or a .npz file. Labels, if any, are left behind."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ayni.data.eight_bits import Pixels
 from ayni.data.images import IMAGE_SUFFIXES, prepare, read_image
 from ayni.data.npz import read_npz_images
+from ayni.data.pairs import is_series
+from ayni.data.seen import seen_array, seen_file
 from ayni.errors import UserError
-from ayni.task import Task
+from ayni.task import ImageSettings, Task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 
 OTHER_SIZE = "Set image.resize in the task, or scale the images."
@@ -20,17 +23,18 @@ def load_public_set(path: Path, task: Task) -> ImageSet:
 
     Raises UserError if there is no image, DataError (with the file's name) if one cannot be used.
     """
+    image = task.image
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES))
-        named = ((str(file), read_image(file)) for file in files)
+        files = (file for file in sorted(path.iterdir()) if _is_image(file, volumes=image.depth > 0))
+        pixels = [seen_file(file, image) if image.depth else _picture(read_image(file), image, file) for file in files]
     elif path.suffix == ".npz" and path.exists():
-        named = ((f"{path}, images[{i}]", pixels_HWC) for i, pixels_HWC in enumerate(read_npz_images(path)))
+        arrays = enumerate(read_npz_images(path, volumes=image.depth > 0))
+        named = ((f"{path}, images[{i}]", array) for i, array in arrays)
+        pixels = [
+            seen_array(array, image, name) if image.depth else _picture(array, image, name) for name, array in named
+        ]
     else:
         raise UserError(f"there is no public set at {path}. Set `public_set` in the task to a folder or a .npz file.")
-    pixels = [
-        prepare(pixels_HWC, task.image, resize=task.image.resize, name=name, remedy=OTHER_SIZE)
-        for name, pixels_HWC in named
-    ]
     if not pixels:
         raise UserError(
             f"the public set {path} holds no image. Give a folder with PNG, JPEG, .npy, NIfTI or DICOM files, or a "
@@ -39,3 +43,11 @@ def load_public_set(path: Path, task: Task) -> ImageSet:
     pixels_NHWC = np.stack(pixels)
     info = ImageSetInfo(name=path.stem, licence=task.public_set_licence, shape=pixels_NHWC.shape)
     return ImageSet(info, pixels_NHWC)
+
+
+def _picture(pixels_HWC: Pixels, image: ImageSettings, name: Path | str) -> Pixels:
+    return prepare(pixels_HWC, image, resize=image.resize, name=str(name), remedy=OTHER_SIZE)
+
+
+def _is_image(file: Path, *, volumes: bool) -> bool:
+    return file.name.lower().endswith(IMAGE_SUFFIXES) or (volumes and is_series(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import assert_never
@@ -11,6 +12,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from ayni.errors import AyniError, IntegrityError, PeerProtocolError, RefusedError
+from ayni.task import Task
 from ayni.tensors import safe
 from ayni.tensors.image_set import decode_image_set
 from ayni.tensors.safe import Bytes
@@ -51,6 +53,19 @@ FLUSH_TRAFFIC_S = 5.0
 UPLOAD_ALLOWANCE = 1 << 20
 
 
+def bytes_per_answer(task: Task) -> int:
+    """At most, of soft labels on one public image: maps have half its size, and a byte for each place before packing.
+
+    >>> from ayni.task import ImageSettings, TrainingSettings
+    >>> image, training = ImageSettings(depth=8, height=16, width=16), TrainingSettings(rounds=1)
+    >>> shared = {"name": "t", "title": "t", "classes": ("a", "b"), "image": image, "training": training}
+    >>> bytes_per_answer(Task(**shared)), bytes_per_answer(Task(kind="segmentation", **shared))
+    (8, 520)
+    """
+    places = math.prod(side // 2 for side in task.image.size) if task.kind == "segmentation" else 0
+    return len(task.classes) * (places + 4)
+
+
 class Coordinator:
     """Serves one federation. `now_s` is given by the caller on every call: no clock in here."""
 
@@ -73,7 +88,7 @@ class Coordinator:
         if public_set:
             images = decode_image_set(home.store.read(public_set.sha256))
             self._image_set, self._num_images = public_set.sha256, images.info.shape[0]
-        soft_label_bytes = self._num_images * len(home.task.classes) * 4
+        soft_label_bytes = self._num_images * bytes_per_answer(home.task)
         self._uploads = Uploads(home.uploads, home.store, 2 * whole_bytes + soft_label_bytes + UPLOAD_ALLOWANCE)
         self._purposes: dict[bytes, str] = {}
         self._refresh(now_s)

@@ -65,6 +65,9 @@ def join(
     participation: Annotated[
         str, typer.Option(help="weights: the small model travels. distill: only targets do, for a bad line.")
     ] = "weights",
+    reuse: Annotated[
+        Path | None, typer.Option(help="A folder that joined before: what it has fetched is not fetched again.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Join a federation with one invitation.
@@ -83,7 +86,7 @@ def join(
             raise UserError(f"the invitation cannot be read from {invitation[1:]}: {error}.") from None
     with TerminalWatcher() as watcher:
         watcher.progress("dialling the coordinator", 0, 1)
-        site = Site.join(invitation, home, participation=participation)  # type: ignore[arg-type]
+        site = Site.join(invitation, home, participation=participation, earlier=reuse)  # type: ignore[arg-type]
     if json:
         print_json({"site": site.settings.site, "role": site.settings.role, "task": site.settings.task})
         return

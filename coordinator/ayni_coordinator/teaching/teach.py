@@ -65,11 +65,11 @@ def teach(folder: Path, lesson: Lesson, on_progress: OnProgress) -> Taught | Non
 
 
 def _labelled(data: Path, task: Task) -> OwnImages:
-    """The centre's images, a part of them held out as at a site. Raises DataError."""
+    """The centre's images, a part of them held out as at a site; those without labels are left. Raises DataError."""
     if task.kind == "segmentation":
-        segmented = load_segmented(data, task.image, task.classes)
+        segmented = load_segmented(data, task.image, task.classes, unlabelled=True)
         return own_images(segmented.pixels_NHWC, segmented.masks_NSHW, task, SITE)
-    images = load_images(data, task.image, task.classes)
+    images = load_images(data, task.image, task.classes, unlabelled=True)
     return own_images(images.pixels_NHWC, images.labels_N, task, SITE)
 
 

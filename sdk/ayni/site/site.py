@@ -20,12 +20,13 @@ import msgspec
 from ayni.artefacts.archive import unpack
 from ayni.artefacts.files import write_atomic
 from ayni.artefacts.lock import folder_lock
-from ayni.errors import NotAdmittedError, PeerProtocolError, UserError
+from ayni.errors import DataError, LineError, NotAdmittedError, PeerProtocolError, UserError
 from ayni.invitation import Invitation
 from ayni.jobs import Evaluate, TrainAlone
 from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, CurveKeys, SiteKeys, fingerprint
 from ayni.site import sharing
 from ayni.site.agent import Agent, Watcher
+from ayni.site.reuse import check_earlier, take_over
 from ayni.site.state import SETTINGS_FILE, SiteSettings, SiteState, read_settings, write_settings
 from ayni.site.training_process import TrainingProcess, require_training_parts
 from ayni.task import Participation, Task
@@ -84,10 +85,12 @@ class Site:
         home: Path | str,
         *,
         participation: Participation = "weights",
+        earlier: Path | str | None = None,
         watcher: Watcher | None = None,
         dial: DialWith | None = None,
     ) -> Site:
-        """Use an invitation. If the answer is lost, the same call again is answered again.
+        """Use an invitation. If the answer is lost, the same call again is answered again. What lies in `earlier`, a
+        folder that joined this federation before, is not fetched again.
 
         Raises NotAdmittedError if the invitation was used, has expired or was withdrawn; UserError if `home` has
         joined already.
@@ -95,9 +98,14 @@ class Site:
         invitation = invitation if isinstance(invitation, Invitation) else Invitation.from_string(invitation)
         home = Path(home).resolve()
         if (home / SETTINGS_FILE).exists():
-            raise UserError(f"{home} has joined already. `ayni status {home}` says how it stands.")
+            raise UserError(
+                f"{home} has joined already. `ayni status {home}` says how it stands. To join anew choose a new "
+                f"folder, with --reuse {home}."
+            )
         if home.exists() and any(home.iterdir()) and not (home / KEY_FOLDER).exists():  # keys: joining was cut short
             raise UserError(f"{home} is not empty. Choose a new folder for the site.")
+        if earlier:
+            check_earlier(Path(earlier))
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         home.chmod(0o700)  # models and copies of images lie here: nobody else's business on a shared machine
         keys = SiteKeys.load_or_create(home)
@@ -117,6 +125,8 @@ class Site:
             state.close()
         if not isinstance(reply, Joined):
             raise PeerProtocolError("the coordinator did not answer the request to join")
+        if earlier:
+            take_over(Path(earlier), home)
         write_atomic(home / KEY_FOLDER / CERTIFICATE_FILE, reply.certificate)
         settings = SiteSettings(
             endpoint=invitation.endpoint,
@@ -255,7 +265,12 @@ class Site:
             path = Path(data).resolve()
             if not path.exists():
                 raise UserError(f"there are no data at {path}. {NAME_DATA}")
-            _check_at_once(path)
+            try:
+                _check_at_once(path)
+            except DataError:
+                if not self._may_be_unlabelled():
+                    raise
+                _check_at_once(path, unlabelled=True)
             return str(path)
         from ayni.data.dataset import store_dataset  # a torch Dataset: written out for the training process
 
@@ -264,6 +279,13 @@ class Site:
         structures = task.classes if task.kind == "segmentation" else None
         store_dataset(data, path, task.image, structures=structures)
         return str(path)
+
+    def _may_be_unlabelled(self) -> bool:
+        """Whether the task learns from images without labels too; if it cannot be asked for now, training will say."""
+        try:
+            return self.task().dual_kd is not None
+        except LineError:
+            return True
 
     def _agent(self, state: SiteState) -> Agent:
         return Agent(self.home, self.settings, state, lambda: self._line(state), self._watcher)
@@ -275,15 +297,15 @@ class Site:
         return TrainingProcess(self.home / "training" / "training.log", num_threads=self.settings.num_threads)
 
 
-def _check_at_once(data: Path) -> None:
+def _check_at_once(data: Path, *, unlabelled: bool = False) -> None:
     """A plain mistake is said now, and not when the first round opens, which may be tomorrow."""
     from ayni.data.folder import LABELS_FILE, read_labels
     from ayni.data.pairs import MASKS, check_complete, find_pairs
 
     if (data / MASKS).is_dir() and not (data / LABELS_FILE).exists():
-        check_complete(data, find_pairs(data))
+        check_complete(data, find_pairs(data), unlabelled=unlabelled)
     elif data.is_dir() and ((data / LABELS_FILE).exists() or not (data / "dataset.npz").exists()):
-        read_labels(data)
+        read_labels(data, unlabelled=unlabelled)
     elif data.is_file() and not zipfile.is_zipfile(data):
         raise UserError(f"{data} is no .npz file. {NAME_DATA}")
 
