@@ -13,6 +13,7 @@ from ayni.terminal import TerminalWatcher, print_json, size_text
 if TYPE_CHECKING:
     from ayni.data.catalogue import DataSet
     from ayni.data.check import DataReport, MaskReport
+    from ayni.data.check_masks import MaskValue
 
 data_app = typer.Typer(help="Look at images before anything is trained; get public data sets.", no_args_is_help=True)
 
@@ -26,6 +27,10 @@ def data_check(
         Path,
         typer.Argument(help="A folder with labels.csv, or with images and masks; or a .npz file.", metavar="DIR"),
     ],
+    unlabelled: Annotated[
+        bool,
+        typer.Option("--unlabelled", help="For a task with dual distillation: images may lack a mask or label."),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Counts per class or mask value, sizes, duplicates, unreadable files - before anything is trained.
@@ -35,7 +40,9 @@ def data_check(
     from ayni.data.check import DataReport, check_data
 
     with TerminalWatcher() as watcher:
-        report = check_data(path, lambda done, total: watcher.progress("looking at images", done, total))
+        report = check_data(
+            path, lambda done, total: watcher.progress("looking at images", done, total), unlabelled=unlabelled
+        )
     if json:
         print_json(report)
     elif isinstance(report, DataReport):
@@ -47,14 +54,17 @@ def data_check(
 
 
 def _show_labelled(report: DataReport) -> None:
-    typer.echo(f"{report.path}: {report.num_images} labelled images that can be read")
+    typer.echo(f"{report.path}: {report.num_images} labelled {_kind(report)} that can be read")
+    if report.num_unlabelled or report.unlabelled_allowed:
+        typer.echo(f"  without a label: {report.num_unlabelled}")
     typer.echo("  per class: " + ", ".join(f"{name}: {number}" for name, number in report.num_per_class.items()))
-    _show_sizes(report.sizes)
+    _show_sizes(report)
     _show_lists(
         {
             "equal pixels": [" = ".join(group) for group in report.duplicates],
             "unreadable": [f"{bad.file} ({bad.reason})" for bad in report.unreadable],
             "image without a label": report.images_without_label,
+            "empty label": [] if report.unlabelled_allowed else report.unlabelled,
             "label without an image": report.labels_without_image,
             "warning": report.warnings,
         },
@@ -63,19 +73,18 @@ def _show_labelled(report: DataReport) -> None:
 
 
 def _show_segmented(report: MaskReport) -> None:
-    typer.echo(f"{report.path}: {report.num_images} images with a mask that can be read")
-    _show_sizes(report.sizes)
+    typer.echo(f"{report.path}: {report.num_images} {_kind(report)} with a mask that can be read")
+    if report.is_of_volumes or report.num_unlabelled or report.unlabelled_allowed:
+        typer.echo(f"  without a mask: {report.num_unlabelled}")
+    _show_sizes(report)
     values = {"all above 0": report.foreground, **report.mask_values}
     _show_lists(
         {
-            "mask value": [
-                f"{name} in {found.num_images} images, where it takes {found.mean_share:.1%} of the area"
-                for name, found in values.items()
-            ],
+            "mask value": [_value_line(name, found, report) for name, found in values.items()],
             "empty mask": report.empty_masks,
             "equal pixels": [" = ".join(group) for group in report.duplicates],
             "unreadable": [f"{bad.file} ({bad.reason})" for bad in report.unreadable],
-            "image without a mask": report.images_without_mask,
+            "image without a mask": [] if report.unlabelled_allowed else report.images_without_mask,
             "mask without an image": report.masks_without_image,
             "wrong size": report.wrong_sizes,
             "warning": report.warnings,
@@ -84,10 +93,30 @@ def _show_segmented(report: MaskReport) -> None:
     )
 
 
-def _show_sizes(sizes: Mapping[str, int]) -> None:
-    shown = [f"{size}: {number}" for size, number in list(sizes.items())[:NUM_SHOWN]]
-    more = [f"and {len(sizes) - NUM_SHOWN} more sizes"] if len(sizes) > NUM_SHOWN else []
-    typer.echo("  sizes: " + ", ".join(shown + more))
+def _kind(report: DataReport | MaskReport) -> str:
+    return "volumes" if report.is_of_volumes else "images"
+
+
+def _value_line(name: str, found: MaskValue, report: MaskReport) -> str:
+    whole = "volume" if report.is_of_volumes else "area"
+    size = "" if found.mean_mm3 is None else f", {found.mean_mm3:.4g} mm3 in the mean"
+    return f"{name} in {found.num_images} {_kind(report)}, where it takes {found.mean_share:.1%} of the {whole}{size}"
+
+
+def _show_sizes(report: DataReport | MaskReport) -> None:
+    _show_counts("sizes (slices x rows x columns)" if report.is_of_volumes else "sizes", report.sizes)
+    if report.spacings:
+        _show_counts("spacings", report.spacings)
+        sides = " x ".join(f"{side:.4g}" for side in report.largest_mm)
+        typer.echo(f"  longest sides: {sides} mm; the task's depth, height and width must hold them at its spacing")
+    elif report.is_of_volumes:
+        typer.echo("  spacings: none in a .npz file; they are taken to be the task's")
+
+
+def _show_counts(title: str, counts: Mapping[str, int]) -> None:
+    shown = [f"{name}: {number}" for name, number in list(counts.items())[:NUM_SHOWN]]
+    more = [f"and {len(counts) - NUM_SHOWN} more {title.partition(' ')[0]}"] if len(counts) > NUM_SHOWN else []
+    typer.echo(f"  {title}: " + ", ".join(shown + more))
 
 
 def _show_lists(lists: Mapping[str, list[str]], usable: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -34,16 +36,34 @@ def is_nifti(start: bytes) -> bool:
     return any(start[place : place + 4] == magic for magic, place in MAGIC.items())
 
 
-def read_nifti(path: Path) -> tuple[Values, Grid]:
-    """Voxels [X, Y, Z] of the file's own type, or float32 if it scales them. Raises UnreadableError or
-    MissingExtraError, or what gzip and nibabel raise."""
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """What a file holds, whether it is packed or not."""
     with path.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         if not is_packed:
-            return _read(file)
+            yield file
+            return
         with gzip.open(file) as unpacked:
-            return _read(cast(IO[bytes], unpacked))
+            yield cast(IO[bytes], unpacked)
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether it is a NIfTI file of more than one slice, whatever else may be wrong with it."""
+    try:
+        with _opened(path) as file:
+            start = file.read(HEADER_BYTES)
+        return is_nifti(start) and sum(length > 1 for length in _header(start).get_data_shape()) > 2
+    except Exception:  # gzip and nibabel on foreign bytes: whoever reads it in earnest says what is wrong
+        return False
+
+
+def read_nifti(path: Path) -> tuple[Values, Grid]:
+    """Voxels [X, Y, Z] of the file's own type, or float32 if it scales them. Raises UnreadableError or
+    MissingExtraError, or what gzip and nibabel raise."""
+    with _opened(path) as file:
+        return _read(file)
 
 
 def _read(file: IO[bytes]) -> tuple[Values, Grid]:
