@@ -27,12 +27,12 @@ from ayni.trained_model import Scores, TrainedModel
 from ayni_export.export import export_site
 from trained_home import join, trained_model, write_model
 
-NETWORK = UNetSettings(channels=(8, 16, 16), features=8)
+NETWORK = UNetSettings(channels=(8, 16), features=8)
 IMAGE = ImageSettings(depth=16, height=24, width=20, spacing_mm=(2.0, 1.0, 1.0))  # no two sides are alike
 BOX_MM = (20.0, 24.0, 32.0)  # right, front, head: what is drawn lies in it
 STRUCTURES = ("ball", "bar")
 MEAN, STD, TEMPERATURE = 0.3, 0.25, 1.5
-NUM_STEPS = 60
+NUM_STEPS = 80
 Voxels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 

@@ -186,7 +186,8 @@ def _made_by(model: ReportedModel, rounds: int) -> str:
 def _tally(report: Report) -> str:
     num_failed = sum(1 for image in report.images if image.error)
     num_done = len(report.images) - num_failed
-    text = f"{num_done} image{'' if num_done == 1 else 's'}"
+    what = "image" if report.model.dimensions == 2 else "volume"
+    text = f"{num_done} {what}{'' if num_done == 1 else 's'}"
     return text if not num_failed else f"{text}, {num_failed} file{'' if num_failed == 1 else 's'} could not be used"
 
 

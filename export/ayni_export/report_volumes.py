@@ -171,7 +171,7 @@ def _figure(plane: Plane, *, outlines: bool) -> str:
     look = ' class="small"' if plane.in_squares else ""
     letters = "".join(f'<b class="{side}">{letter}</b>' for side, letter in zip(SIDES, plane.edges, strict=True))
     alt = f"{plane.name.capitalize()} cut{' with the outlines over it' if outlines else ''}"
-    caption = f"{plane.name.capitalize()}: slice {plane.number} of {plane.num_slices}, from the {FROM[plane.name]}"
+    caption = f"{plane.name.capitalize()}, {plane.number} of {plane.num_slices} from the {FROM[plane.name]}"
     uri = data_uri(pixels, photo=outlines and not plane.in_squares)
     return f"""<figure style="flex-grow:{pixels.shape[1]}"><div class="cut"><img{look} src="{uri}" alt="{alt}">\
 {letters}</div>
