@@ -126,6 +126,7 @@ def test_the_check_counts_them_and_says_what_they_are_good_for(outlined: Path) -
     Image.fromarray(grey(10)).save(outlined / "images" / "d.png")
     bad = check_data(outlined, unlabelled=True)
     assert ([one.file for one in bad.unreadable], bad.duplicates) == (["images/b.png"], [["a.png", "d.png"]])
+    assert any("1 images occur with a mask and without" in warning for warning in bad.warnings)
     assert not bad.usable
 
 

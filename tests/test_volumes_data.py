@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from ayni.cli_data import data_app
 from ayni.data.check import DataReport, MaskReport, check_data
+from ayni.data.dataset import store_dataset
 from ayni.data.masks import load_segmented
 from ayni.data.read import load_images
 from ayni.data.volumes import read_volume
@@ -143,6 +144,42 @@ def test_an_npz_of_volumes_passes_unchanged(tmp_path: Path, prefix: str, with_ch
         np.savez(tmp_path / "m.npz", **arrays, **{f"{prefix}masks": masks})  # type: ignore[arg-type]
         segmented = load_segmented(tmp_path / "m.npz", settings, TWO)
         assert np.array_equal(segmented.masks_NSHW[..., margin : margin + images.shape[3]], planes)
+
+
+@pytest.mark.parametrize("form", ["D H W", "C D H W of floats", "D H W C"])
+def test_a_torch_dataset_of_volumes_comes_back_as_it_was(tmp_path: Path, form: str) -> None:
+    import torch
+
+    images = np.random.default_rng(0).integers(0, 255, (2, 8, 6, 8), dtype=np.uint8)
+    numbers = (images > 99).astype(np.int64) + (images > 199)
+    planes = np.stack([numbers == 1, numbers == 2], axis=1)
+    forms: dict[str, Array] = {
+        "D H W": images,
+        "C D H W of floats": images[:, None] / np.float32(255),
+        "D H W C": images[..., None],
+    }[form]
+    for masks in (numbers, numbers[:, None], planes):
+        items = list(zip(torch.from_numpy(given), torch.from_numpy(masks), strict=True))
+        assert store_dataset(items, tmp_path / "dataset.npz", AS_IT_IS, structures=TWO) == 2
+        loaded = load_segmented(tmp_path, AS_IT_IS, TWO)
+        assert np.array_equal(loaded.pixels_NHWC[:, :, 1:7, :, 0], images)
+        assert np.array_equal(loaded.masks_NSHW[:, :, :, 1:7], planes)
+    store_dataset([(volume, 1) for volume in given], tmp_path / "dataset.npz", AS_IT_IS)
+    assert load_images(tmp_path, AS_IT_IS, ("a", "b")).pixels_NHWC.shape == (2, 8, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((np.zeros((8, 8), np.uint8), np.zeros((8, 8), int)), r"shape \[8, 8\]; needed is \[D, H, W\]"),
+        ((np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8), int)), r"mask of item 0 has the shape \[8, 8\]"),
+        ((np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 7), int)), r"item 0 has 8 x 8 x 8 voxels .* 8 x 8 x 7"),
+        ((np.zeros((9, 8, 8), np.uint8), np.zeros((9, 8, 8), int)), r"item 0 has 9 x 8 x 8 voxels .* takes 8 x 8 x 8"),
+    ],
+)
+def test_a_dataset_that_is_none_of_such_volumes_is_named_by_its_item(tmp_path: Path, item: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        store_dataset([item], tmp_path / "dataset.npz", AS_IT_IS, structures=TWO)
 
 
 def test_an_npz_of_pictures_is_none_of_volumes(tmp_path: Path) -> None:

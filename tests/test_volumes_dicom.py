@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import nibabel.affines
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -105,8 +109,8 @@ def test_a_nifti_mask_of_the_same_place_fits_the_series(tmp_path: Path) -> None:
     labels[1:3, 2:4, 1:4] = 1
     nibabel.save(nibabel.Nifti1Image(labels, volume.turned_affine), tmp_path / "m.nii.gz")
     check_same_grid(volume, read_volume(tmp_path / "m.nii.gz"), "s", "m")
-    settings = ImageSettings(depth=8, height=16, width=8, spacing_mm=(2.5, 0.75, 0.5))
-    pixels, planes = seen_pair(series, tmp_path / "m.nii.gz", settings, ("one",))
+    finer = ImageSettings(depth=8, height=16, width=8, spacing_mm=(2.5, 0.75, 0.5))
+    pixels, planes = seen_pair(series, tmp_path / "m.nii.gz", finer, ("one",))
     assert (pixels.shape, planes.shape) == ((8, 16, 8, 1), (1, 8, 16, 8))
     assert planes.sum() == labels.sum() * 2
     assert np.argwhere(planes[0]).min(axis=0).tolist() == [1 + 1, 2 + 4, 2 + 1]  # the margin, and where it begins
@@ -177,6 +181,20 @@ def test_what_is_no_whole_series_is_refused_with_the_next_step(
     change(series)
     with pytest.raises(DataError, match=message):
         read_volume(series)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_whatever_is_damaged_in_a_slice_is_an_error_of_the_data_or_none(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        series = write_series(Path(folder) / "s")
+        file = series / "2-1.dcm"
+        whole = bytearray(file.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            whole[data.draw(st.integers(0, 899)) % len(whole)] = data.draw(st.integers(0, 255))
+        file.write_bytes(whole[: data.draw(st.integers(0, 2000))])  # it has some 900
+        with suppress(DataError):
+            read_volume(series)
 
 
 def test_burned_in_text_passes_if_it_is_allowed(tmp_path: Path) -> None:

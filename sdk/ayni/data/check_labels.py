@@ -18,6 +18,7 @@ from ayni.data.findings import (
     good_for_dual_kd_only,
     look_at,
     only_train_counts,
+    twins_warning,
 )
 from ayni.data.folder import IMAGE_SUFFIXES, read_labels
 from ayni.data.npz import read_npz, read_npz_unlabelled, splits_of
@@ -135,6 +136,9 @@ class _Tally:
         contradictions = sum(len({label for _, label in group if label}) > 1 for group in groups)
         if contradictions:
             warnings.append(f"{contradictions} images occur under different labels.")
+        twins = sum(len({bool(label) for _, label in group}) > 1 for group in groups)
+        if twins:
+            warnings.append(twins_warning(twins, "label"))
         return warnings
 
 

@@ -20,6 +20,7 @@ from ayni.data.findings import (
     good_for_dual_kd_only,
     look_at,
     only_train_counts,
+    twins_warning,
 )
 from ayni.data.images import read_image
 from ayni.data.mask_file import read_mask
@@ -172,6 +173,9 @@ class _Tally:
         contradictions = sum(len({mask for _, mask in group if mask}) > 1 for group in groups)
         if contradictions:
             warnings.append(f"{contradictions} images occur with different masks.")
+        twins = sum(len({bool(mask) for _, mask in group}) > 1 for group in groups)
+        if twins:
+            warnings.append(twins_warning(twins, "mask"))
         return warnings
 
 

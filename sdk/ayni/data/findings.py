@@ -104,3 +104,10 @@ def good_for_dual_kd_only(num_images: int, what: str) -> str:
         f"{num_images} {'images' if num_images > 1 else 'image'} without a {what}: good only for a task with dual "
         "distillation ([dual_kd]); `ayni data check --unlabelled` checks for one."
     )
+
+
+def twins_warning(num_images: int, what: str) -> str:
+    return (
+        f"{num_images} images occur with a {what} and without: the model would be checked on images that it has seen. "
+        "Take one of each away."
+    )

@@ -5,6 +5,7 @@ N = images, U = images without a mask, S = structures, D = slices (volumes only)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ayni.data.eight_bits import Pixels
 from ayni.data.npz import read_npz_masks, read_npz_unlabelled
 from ayni.data.pairs import MASKS, check_complete, find_pairs
 from ayni.data.read import DATASET_FILE
-from ayni.data.seen import check_same_size, seen_array, seen_file, seen_pair, seen_planes, stacked
+from ayni.data.seen import check_same_size, gathered, seen_arrays, seen_file, seen_pair, seen_planes
 from ayni.errors import DataError
 from ayni.task import ImageSettings
 
@@ -43,46 +44,48 @@ def load_segmented(
     if path.is_dir() and not (path / MASKS).exists() and (path / DATASET_FILE).exists():
         path = path / DATASET_FILE
     if path.is_dir():
-        pixels, masks, names, others = _from_folder(path, image, structures, unlabelled)
+        loaded = _from_folder(path, image, structures, unlabelled)
     elif path.exists():
-        pixels, masks, names, others = _from_npz(path, image, structures, split, unlabelled)
+        loaded = _from_npz(path, image, structures, split, unlabelled)
     else:
         raise DataError(f"there are no data at {path}. Give a folder with images and masks, or a .npz file.")
-    if not names and others:
+    if not loaded.names and len(loaded.unlabelled):
         raise DataError(f"{path}: no image has a mask. Outline some, so that there is something to learn and to check.")
-    if not names:
+    if not loaded.names:
         raise DataError(f"{path} holds no images.")
-    if not any(planes_SHW.any() for planes_SHW in masks):
+    if not loaded.masks_NSHW.any():
         raise DataError(f"all masks of {path} are empty: nothing can be learned from them. Add images with structures.")
-    return SegmentedImages(np.stack(pixels), np.stack(masks), tuple(names), stacked(others, image))
+    return loaded
 
 
-_Loaded = tuple[list[Pixels], list[Pixels], list[str], list[Pixels]]
-
-
-def _from_folder(folder: Path, image: ImageSettings, structures: tuple[str, ...], unlabelled: bool) -> _Loaded:
+def _from_folder(folder: Path, image: ImageSettings, structures: tuple[str, ...], unlabelled: bool) -> SegmentedImages:
     found = find_pairs(folder)
     check_complete(folder, found, unlabelled=unlabelled)
-    pixels, masks = [], []
-    for image_file, mask_file in found.pairs:
-        pixels_HWC, planes_SHW = seen_pair(image_file, mask_file, image, structures)
-        pixels.append(pixels_HWC)
-        masks.append(planes_SHW)
-    others = [seen_file(file, image) for file in found.images_without_mask]
-    return pixels, masks, [image_file.name for image_file, _ in found.pairs], others
+    num_pairs, others = len(found.pairs), found.images_without_mask
+    masks = np.empty((num_pairs, len(structures), *image.size), np.uint8)
+
+    def with_masks() -> Iterator[Pixels]:
+        for number, (image_file, mask_file) in enumerate(found.pairs):
+            pixels, masks[number] = seen_pair(image_file, mask_file, image, structures)
+            yield pixels
+
+    return SegmentedImages(
+        gathered(with_masks(), num_pairs, image),
+        masks,
+        tuple(image_file.name for image_file, _ in found.pairs),
+        gathered((seen_file(file, image) for file in others), len(others), image),
+    )
 
 
-def _from_npz(path: Path, image: ImageSettings, structures: tuple[str, ...], split: str, unlabelled: bool) -> _Loaded:
+def _from_npz(
+    path: Path, image: ImageSettings, structures: tuple[str, ...], split: str, unlabelled: bool
+) -> SegmentedImages:
     images, values = read_npz_masks(path, split, volumes=image.depth > 0)
-    names = [f"{split}[{index}]" for index in range(len(images))]
-    pixels, masks = [], []
-    for name, pixels_HWC, mask in zip(names, images, values, strict=True):
-        masks.append(seen_planes(mask, image, structures, f"{path}, {name}"))
-        pixels.append(seen_array(pixels_HWC, image, f"{path}, {name}"))
-    return pixels, masks, names, npz_unlabelled(path, image) if unlabelled else []
-
-
-def npz_unlabelled(path: Path, image: ImageSettings) -> list[Pixels]:
-    """Each of the array `unlabelled_images`, if the file has one. Raises DataError."""
-    others = read_npz_unlabelled(path, volumes=image.depth > 0)
-    return [seen_array(pixels, image, f"{path}, unlabelled[{index}]") for index, pixels in enumerate(others)]
+    others = read_npz_unlabelled(path, volumes=image.depth > 0) if unlabelled else images[:0]
+    names = tuple(f"{split}[{index}]" for index in range(len(images)))
+    masks = np.empty((len(images), len(structures), *image.size), np.uint8)
+    for number, (name, mask) in enumerate(zip(names, values, strict=True)):
+        masks[number] = seen_planes(mask, image, structures, f"{path}, {name}")
+    return SegmentedImages(
+        seen_arrays(images, image, f"{path}, {split}"), masks, names, seen_arrays(others, image, f"{path}, unlabelled")
+    )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ayni.data.eight_bits import Pixels
 from ayni.data.folder import LABELS_FILE, class_of, read_labels
 from ayni.data.npz import read_npz, read_npz_unlabelled
-from ayni.data.seen import OTHER_SIZE, seen_array, seen_file, stacked
+from ayni.data.seen import OTHER_SIZE, gathered, seen_arrays, seen_file
 from ayni.errors import DataError
 from ayni.task import ImageSettings
 
@@ -58,20 +58,22 @@ def load_images(
 
 
 def _from_folder(folder: Path, image: ImageSettings, classes: tuple[str, ...], unlabelled: bool) -> LabelledImages:
-    pixels, labels, names, others = [], [], [], []
+    labelled: list[tuple[str, int]] = []
+    others: list[str] = []
     for name, label in read_labels(folder, unlabelled=unlabelled):
         number = class_of(label, classes)
         if number is None and label:
             raise DataError(f"{folder / LABELS_FILE}: {name} has the label {label!r}; this task has {list(classes)}.")
-        seen = seen_file(folder / name, image)
         if number is None:
-            others.append(seen)
-            continue
-        pixels.append(seen)
-        labels.append(number)
-        names.append(name)
+            others.append(name)
+        else:
+            labelled.append((name, number))
+    names = tuple(name for name, _ in labelled)
     return LabelledImages(
-        stacked(pixels, image), np.array(labels, np.int64), tuple(names), unlabelled=stacked(others, image)
+        gathered((seen_file(folder / name, image) for name in names), len(names), image),
+        np.array([number for _, number in labelled], np.int64),
+        names,
+        gathered((seen_file(folder / name, image) for name in others), len(others), image),
     )
 
 
@@ -88,12 +90,8 @@ def _from_npz(
     others = read_npz_unlabelled(path, volumes=image.depth > 0) if unlabelled else images[:0]
     names = tuple(f"{split}[{i}]" for i in range(len(images)))
     return LabelledImages(
-        _seen(images, image, f"{path}, {split}"), labels_N, names, _seen(others, image, f"{path}, unlabelled")
+        seen_arrays(images, image, f"{path}, {split}"),
+        labels_N,
+        names,
+        seen_arrays(others, image, f"{path}, unlabelled"),
     )
-
-
-def _seen(images: Pixels, image: ImageSettings, name: str) -> Pixels:
-    """All of them at once where they have the task's shape already."""
-    if images.shape[1:] == (*image.size, image.channels):
-        return np.ascontiguousarray(images)
-    return stacked([seen_array(pixels, image, f"{name}[{i}]") for i, pixels in enumerate(images)], image)

@@ -5,6 +5,7 @@ N = images, S = structures, D = slices (volumes only), H = height, W = width, C 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,12 @@ from ayni.task import ImageSettings
 OTHER_SIZE = "Ask the coordinator to set image.resize in the task, or scale the images."
 
 
-def no_pixels(image: ImageSettings) -> Pixels:
-    """[0, (D,) H, W, C]"""
-    return np.empty((0, *image.size, image.channels), np.uint8)
-
-
-def stacked(images: list[Pixels], image: ImageSettings) -> Pixels:
-    """[N, (D,) H, W, C]; also of none."""
-    return np.stack(images) if images else no_pixels(image)
+def gathered(images: Iterable[Pixels], num_images: int, image: ImageSettings) -> Pixels:
+    """[N, (D,) H, W, C] of N images that come one after the other: so all are in memory once, and not twice."""
+    pixels = np.empty((num_images, *image.size, image.channels), np.uint8)
+    for number, seen in enumerate(images):
+        pixels[number] = seen
+    return pixels
 
 
 def seen_file(path: Path, image: ImageSettings) -> Pixels:
@@ -59,6 +58,14 @@ def seen_array(pixels: Pixels, image: ImageSettings, name: str) -> Pixels:
     if not image.depth:
         return prepare(pixels, image, resize=image.resize, name=name, remedy=OTHER_SIZE)
     return padded(pixels[..., 0], image, name)[..., np.newaxis]
+
+
+def seen_arrays(images: Pixels, image: ImageSettings, name: str) -> Pixels:
+    """[N, (D,) H, W, C]; the very array where all have the task's shape already. Raises DataError."""
+    if images.shape[1:] == (*image.size, image.channels):
+        return np.ascontiguousarray(images)
+    seen = (seen_array(pixels, image, f"{name}[{index}]") for index, pixels in enumerate(images))
+    return gathered(seen, len(images), image)
 
 
 def seen_planes(mask: Values, image: ImageSettings, structures: tuple[str, ...], name: str) -> Pixels:

@@ -133,18 +133,25 @@ def read_label_map(path: Path) -> Volume:
 
 def check_same_grid(image: Volume, mask: Volume, image_name: str, mask_name: str) -> None:
     """A mask must lie where its image does, however either is turned in its file. Raises DataError."""
-    shapes = image.values_DHW.shape, mask.values_DHW.shape
-    if shapes[0] != shapes[1]:
-        raise DataError(
-            f"{image_name} has {size_text(shapes[0])} voxels (slices x rows x columns) and its mask {mask_name} "
-            f"{size_text(shapes[1])}. A mask must have its image's voxels: export both again."
-        )
-    ends = np.array(np.meshgrid(*((0, length - 1) for length in shapes[0][::-1]), [1], indexing="ij")).reshape(4, -1)
+    shape = image.values_DHW.shape
+    check_same_shape(shape, mask.values_DHW.shape, image_name, mask_name)
+    ends = np.array(np.meshgrid(*((0, length - 1) for length in shape[::-1]), [1], indexing="ij")).reshape(4, -1)
     apart = np.linalg.norm(((image.turned_affine - mask.turned_affine) @ ends)[:3], axis=0).max()
     if apart > SAME_PLACE * np.linalg.norm(image.affine[:3, :3], axis=0).min():
         raise DataError(
             f"the mask {mask_name} lies up to {apart:.3g} mm from where its image {image_name} does (their affines "
             "differ). Export both again, on one grid."
+        )
+
+
+def check_same_shape(
+    image_shape: tuple[int, ...], mask_shape: tuple[int, ...], image_name: str, mask_name: str
+) -> None:
+    """Both are (D, H, W). Raises DataError."""
+    if image_shape != mask_shape:
+        raise DataError(
+            f"{image_name} has {size_text(image_shape)} voxels (slices x rows x columns) and its mask {mask_name} "
+            f"{size_text(mask_shape)}. A mask must have its image's voxels: export both again."
         )
 
 
