@@ -157,7 +157,8 @@ def test_a_torch_dataset_of_volumes_comes_back_as_it_was(tmp_path: Path, form: s
         "D H W": images,
         "C D H W of floats": images[:, None] / np.float32(255),
         "D H W C": images[..., None],
-    }[form]
+    }
+    given = forms[form]
     for masks in (numbers, numbers[:, None], planes):
         items = list(zip(torch.from_numpy(given), torch.from_numpy(masks), strict=True))
         assert store_dataset(items, tmp_path / "dataset.npz", AS_IT_IS, structures=TWO) == 2
