@@ -98,6 +98,12 @@ def test_a_picture_among_volumes_and_a_picture_as_mask_are_refused(folder: Path)
         load_segmented(folder, SIZE_16, TWO, unlabelled=True)
 
 
+def test_a_folder_that_calls_its_masks_labels_is_told_so(folder: Path) -> None:
+    (folder / "masks").rename(folder / "labels")
+    with pytest.raises(DataError, match="if the folder labels holds the masks, call it masks"):
+        check_data(folder)
+
+
 def test_a_folder_of_slices_is_one_image(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     series = write_series(tmp_path / "images" / "patient.1")

@@ -27,7 +27,7 @@ def read_labels(folder: Path, *, unlabelled: bool = False) -> list[tuple[str, st
     except FileNotFoundError:
         raise DataError(
             f"there is no {LABELS_FILE} in {folder}. Write one line per image: file,label (or give a .npz file); for "
-            "segmentation, give the folders images and masks."
+            f"segmentation, give the folders images and masks{_hint(folder)}."
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}). Save it as CSV in UTF-8.") from None
@@ -36,6 +36,11 @@ def read_labels(folder: Path, *, unlabelled: bool = False) -> list[tuple[str, st
         if not name or not (label or unlabelled):
             raise DataError(f"{path}, line {line}: the file or the label is missing. {DUAL_KD_ONLY}")
     return pairs
+
+
+def _hint(folder: Path) -> str:
+    """Sets of volumes often call the masks labels."""
+    return ": if the folder labels holds the masks, call it masks" if (folder / "labels").is_dir() else ""
 
 
 def class_of(label: str, classes: Sequence[str]) -> int | None:
