@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,13 +20,12 @@ from ayni_export.cli_routed import (
     export_routed_home,
     speak,
 )
+from ayni_export.patience import Patience
 
 if TYPE_CHECKING:
     from ayni_export.reported import Report
 
 PARTLY_DONE = 3
-PATIENCE_S = 2.0
-Item = TypeVar("Item")
 
 EXPORT_HELP = """Make a signed bundle of the model in a site's folder.
 
@@ -133,10 +129,11 @@ def diagnose(
     reading = Reading(resize=resize, allow_burned_in=allow_burned_in, device=checked_device(device))
     session, routing = session_for(opened, images, reading, refine=refine)
     speak(opened, routing, session.device, device, refine=refine)
-    each = answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in)
     reported = []
-    with sections_file(folder) as sections, mask_files(folder) as masks:
-        for number, answer in enumerate(with_progress(each, len(images), "diagnosing"), start=1):
+    with sections_file(folder) as sections, mask_files(folder) as masks, Patience() as patience:
+        each = answers(opened.info, session, images, resize=resize, allow_burned_in=allow_burned_in, watch=patience.say)
+        for number, answer in enumerate(each, start=1):
+            patience.say("diagnosing", number, len(images))
             written = masks.write(answer) if isinstance(answer, Segmentation | OutlinedVolume) else ()
             entry = report.entry(opened, answer, number, written)
             reported.append(entry.reported)
@@ -150,21 +147,6 @@ def diagnose(
         _print_table(made, folder)
     if any(image.error for image in made.images):
         raise typer.Exit(PARTLY_DONE)
-
-
-def with_progress(items: Iterable[Item], num_items: int, what: str) -> Iterator[Item]:
-    """Pass the items on; say how far it is once it has taken two seconds."""
-    from ayni.terminal import TerminalWatcher
-
-    start_s = time.monotonic()
-    watcher = None
-    with ExitStack() as stack:
-        for num_done, item in enumerate(items, start=1):
-            if watcher is None and time.monotonic() - start_s > PATIENCE_S:
-                watcher = stack.enter_context(TerminalWatcher())
-            if watcher is not None:
-                watcher.progress(what, num_done, num_items)
-            yield item
 
 
 def _print_table(made: Report, folder: Path) -> None:

@@ -18,7 +18,7 @@ from ayni.data.images import prepare, read_image
 from ayni.errors import AyniError, DataError
 from ayni.task import ImageSettings
 from ayni_export.bundle import Bundle, BundleInfo, read_bundle
-from ayni_export.diagnose_volume import diagnose_volume
+from ayni_export.diagnose_volume import Watch, diagnose_volume
 from ayni_export.occlusion import occlusion
 from ayni_export.routed.adapting import Reading, session_for
 from ayni_export.runtime import Device, Session
@@ -99,18 +99,24 @@ def diagnose(
 
 
 def answers(
-    info: BundleInfo, session: Session, images: Sequence[Path], *, resize: bool, allow_burned_in: bool
+    info: BundleInfo,
+    session: Session,
+    images: Sequence[Path],
+    *,
+    resize: bool,
+    allow_burned_in: bool,
+    watch: Watch | None = None,
 ) -> Iterator[Answer]:
-    """As `diagnose`, one by one: a program can show how far it is."""
+    """As `diagnose`, one by one: a program can show how far it is. `watch` hears how far a large volume is."""
     for path in images:
         try:
-            yield _diagnose_one(info, session, path, resize or info.image.resize, allow_burned_in)
+            yield _diagnose_one(info, session, path, resize or info.image.resize, allow_burned_in, watch)
         except AyniError as error:
             yield FileError(path, str(error))
 
 
 def _diagnose_one(
-    info: BundleInfo, session: Session, path: Path, resize: bool, allow_burned_in: bool
+    info: BundleInfo, session: Session, path: Path, resize: bool, allow_burned_in: bool, watch: Watch | None
 ) -> Diagnosis | Segmentation | VolumeFinding | OutlinedVolume:
     def ask(pixels_BhwK: Pixels) -> tuple[Floats, Floats]:
         logits, probabilities = session.run(pixels_BhwK)
@@ -121,7 +127,7 @@ def _diagnose_one(
         return logits, probabilities
 
     if info.image.depth:
-        return diagnose_volume(info, ask, path, allow_burned_in=allow_burned_in)
+        return diagnose_volume(info, ask, path, allow_burned_in=allow_burned_in, watch=watch)
     pixels_HWK = read_image(path, allow_burned_in=allow_burned_in)
     seen_hwK = prepare(pixels_HWK, info.image, resize=resize, name=str(path), remedy=OTHER_SIZE)
     if info.task_kind == "segmentation":

@@ -5,6 +5,7 @@ D x H x W = voxels as the model's rules make them, K = channels, C = classes, S 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +25,20 @@ from ayni_export.windows import ask_in_windows, windows_of
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Voxels = np.ndarray[Any, np.dtype[np.uint8]]
 Ask = Callable[[Voxels], tuple[Floats, Floats]]  # volumes [B, D, H, W, K] to logits and probabilities
+Watch = Callable[[str, int, int], None]  # what is done, how many of it, of how many
 
 
-def diagnose_volume(info: BundleInfo, ask: Ask, path: Path, *, allow_burned_in: bool) -> OutlinedVolume | VolumeFinding:
-    """`ask` checks that answers are finite. Raises DataError, which names the file, or MissingExtraError."""
+def diagnose_volume(
+    info: BundleInfo, ask: Ask, path: Path, *, allow_burned_in: bool, watch: Watch | None = None
+) -> OutlinedVolume | VolumeFinding:
+    """`ask` checks that answers are finite; `watch` hears of the windows.
+
+    Raises DataError, which names the file, or MissingExtraError.
+    """
     volume = read_volume(path, allow_burned_in=allow_burned_in)
     voxels_DHW = as_seen(volume, info.image, str(path))
     if info.task_kind == "segmentation":
-        return _outlined(info, ask, path, volume, voxels_DHW)
+        return _outlined(info, ask, path, volume, voxels_DHW, watch)
     whole_DHWK = _with_channels(padded(voxels_DHW, info.image, str(path)), info)
     (logits_C,), (probabilities_C,) = ask(whole_DHWK[np.newaxis])
     middle = centre_of(np.zeros(volume.values_DHW.shape, np.bool_), volume.spacing_mm)
@@ -39,12 +46,17 @@ def diagnose_volume(info: BundleInfo, ask: Ask, path: Path, *, allow_burned_in: 
     return VolumeFinding(_file(path, volume), info.classes, logits_C, probabilities_C, planes)
 
 
-def _outlined(info: BundleInfo, ask: Ask, path: Path, volume: Volume, voxels_DHW: Voxels) -> OutlinedVolume:
+def _outlined(
+    info: BundleInfo, ask: Ask, path: Path, volume: Volume, voxels_DHW: Voxels, watch: Watch | None
+) -> OutlinedVolume:
     """A volume that is larger than those of training is asked about in windows, too: nothing is cut off."""
     whole_DHW, place = at_least(voxels_DHW, info.image.size)
     windows = len(windows_of(whole_DHW.shape, info.image.seen))
     logits_SDHW = ask_in_windows(
-        lambda part_dhwK: ask(part_dhwK[np.newaxis])[0][0], _with_channels(whole_DHW, info), info.image.seen
+        lambda part_dhwK: ask(part_dhwK[np.newaxis])[0][0],
+        _with_channels(whole_DHW, info),
+        info.image.seen,
+        None if watch is None else functools.partial(watch, f"looking at parts of {path.name}"),
     )
     found = outlined(
         (

@@ -6,6 +6,7 @@ picture. The head or the front is at the top; the patient's right, or the front,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,13 +71,20 @@ def centre_of(found_DHW: Mask, spacing_mm: tuple[float, float, float]) -> Point:
     >>> centre_of(np.array([[[True, True, True, False, False, True]]]), (1, 1, 1))
     (0, 0, 2)
     """
-    places_N3 = np.argwhere(found_DHW)
-    if not len(places_N3):
-        depth, height, width = found_DHW.shape
+    depth, height, width = found_DHW.shape
+    counts = [found_DHW.sum(axis=others) for others in ((1, 2), (0, 2), (0, 1))]
+    if not counts[0].any():
         return depth // 2, height // 2, width // 2
-    from_middle_N3 = (places_N3 - places_N3.mean(axis=0)) * np.asarray(spacing_mm)
-    z, y, x = places_N3[np.argmin((from_middle_N3**2).sum(axis=1))]
-    return int(z), int(y), int(x)
+    mid_z, mid_y, mid_x = (float(np.average(np.arange(len(count)), weights=count)) for count in counts)
+    dz, dy, dx = spacing_mm
+    closest, place = math.inf, (0, 0, 0)
+    for z in np.flatnonzero(counts[0]).tolist():  # slice by slice: what is found can be half of a large volume
+        y_N, x_N = np.nonzero(found_DHW[z])
+        apart_N = ((z - mid_z) * dz) ** 2 + ((y_N - mid_y) * dy) ** 2 + ((x_N - mid_x) * dx) ** 2
+        n = int(np.argmin(apart_N))
+        if apart_N[n] < closest:
+            closest, place = float(apart_N[n]), (z, int(y_N[n]), int(x_N[n]))
+    return place
 
 
 def window_of(values_DHW: Values) -> tuple[float, float]:

@@ -47,8 +47,13 @@ def weights_of(seen: Sequence[int]) -> Floats:
     return np.asarray(np.maximum(weights, max(float(weights.min()), LEAST_WEIGHT)), np.float32)
 
 
-def ask_in_windows(ask: Ask, voxels_DHWK: Voxels, seen: Sequence[int]) -> Floats:
-    """Logits [S, D, H, W]: where windows overlap, their weighted mean. Windows that are all black are asked once."""
+def ask_in_windows(
+    ask: Ask, voxels_DHWK: Voxels, seen: Sequence[int], watch: Callable[[int, int], None] | None = None
+) -> Floats:
+    """Logits [S, D, H, W]: where windows overlap, their weighted mean. Windows that are all black are asked once.
+
+    `watch` hears how many of how many windows are done.
+    """
     size = voxels_DHWK.shape[:3]
     windows = windows_of(size, seen)
     if len(windows) == 1:
@@ -57,7 +62,7 @@ def ask_in_windows(ask: Ask, voxels_DHWK: Voxels, seen: Sequence[int]) -> Floats
     counted_DHW = np.zeros(size, np.float32)
     sums_SDHW: Floats | None = None
     of_black_Sdhw: Floats | None = None
-    for window in windows:
+    for number, window in enumerate(windows, start=1):
         part_dhwK = voxels_DHWK[window]
         is_black = not part_dhwK.any()
         if is_black and of_black_Sdhw is not None:
@@ -69,6 +74,8 @@ def ask_in_windows(ask: Ask, voxels_DHWK: Voxels, seen: Sequence[int]) -> Floats
             sums_SDHW = np.zeros((len(logits_Sdhw), *size), np.float32)
         sums_SDHW[:, *window] += logits_Sdhw * weights_dhw
         counted_DHW[window] += weights_dhw
+        if watch is not None:
+            watch(number, len(windows))
     assert sums_SDHW is not None
     sums_SDHW /= counted_DHW
     return sums_SDHW
