@@ -144,6 +144,7 @@ def test_an_npz_of_volumes_passes_unchanged(tmp_path: Path, prefix: str, with_ch
     margin = 0 if with_channel else 2
     assert loaded.pixels_NHWC.shape == (3, 8, 8, 8, 1)
     assert np.array_equal(loaded.pixels_NHWC[..., margin : margin + images.shape[3], 0], images)
+    assert check_data(tmp_path / "l.npz").is_of_volumes or not with_channel  # [2, 8, 8, 3] may be pictures in colour
     numbers = (images > 99).astype(np.uint8) + (images > 199)
     planes = np.stack([numbers == 1, numbers == 2], axis=1)
     for masks in (numbers, planes):

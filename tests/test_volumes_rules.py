@@ -148,6 +148,15 @@ def test_a_voxel_is_a_structures_if_that_covers_half_of_it() -> None:
         label_planes(volume(labels + 1), ("a", "b"), settings(8, 8, 8), "m.nii")
 
 
+@pytest.mark.parametrize("length", [6, 18, 30, 42, 66, 78])
+def test_a_border_through_the_middle_of_a_voxel_leaves_it_to_the_structure(length: int) -> None:
+    """Exactly half of the middle one of three; sums of thirds and sevenths may miss a half by their rounding."""
+    labels = np.zeros((2, 2, length), np.uint8)
+    labels[..., length // 2 :] = 1
+    planes = label_planes(volume(labels), ("one",), settings(8, 8, 8, spacing=(1, 1, length / 3)))
+    assert planes[0, 0, 0].tolist() == [0, 1, 1]
+
+
 def test_a_structure_keeps_its_volume_and_its_place_in_millimetres() -> None:
     d, h, w = np.indices((20, 40, 40))
     ball = (((d + 0.5) * 2.4 - 24) ** 2 + ((h + 0.5) - 18) ** 2 + ((w + 0.5) - 22) ** 2 < 12**2).astype(np.uint8)
