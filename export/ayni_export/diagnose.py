@@ -18,6 +18,7 @@ from ayni.data.images import prepare, read_image
 from ayni.errors import AyniError, DataError
 from ayni.task import ImageSettings
 from ayni_export.bundle import Bundle, BundleInfo, read_bundle
+from ayni_export.calibration import images_word
 from ayni_export.diagnose_volume import Watch, diagnose_volume
 from ayni_export.occlusion import occlusion
 from ayni_export.routed.adapting import Reading, session_for
@@ -202,7 +203,8 @@ def confidence_sentence(info: BundleInfo, confidence: float) -> str:
     if info.routed is not None:
         return "The probability that the mixed model itself gives: it was not calibrated for this place."
     num_held_out = sum(info.num_holdout_per_class.values())
-    share = f"Of 100 images answered with this confidence, about {min(99, round(100 * confidence))} should be right"
+    images = images_word(info)
+    share = f"Of 100 {images} answered with this confidence, about {min(99, round(100 * confidence))} should be right"
     if num_held_out < FEW_HELD_OUT:
-        return f"{share}; with only {num_held_out} images to calibrate on, that is rough."
-    return f"{share}, as calibrated on {num_held_out} held-out images of the site."
+        return f"{share}; with only {num_held_out} {images} to calibrate on, that is rough."
+    return f"{share}, as calibrated on {num_held_out} held-out {images} of the site."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from ayni.data.resample import resampled
-from ayni.data.volumes import Volume, as_seen, at_least, padded, read_volume
+from ayni.data.volumes import Volume, as_seen, at_least, padded, place_in, read_volume
 from ayni.errors import DataError
 from ayni_export.bundle import BundleInfo
+from ayni_export.heat_map import heat
 from ayni_export.label_map import nifti_of
-from ayni_export.three_planes import centre_of, three_planes
+from ayni_export.occlusion import MAX_HIDDEN_VOXELS, occlusion
+from ayni_export.three_planes import centre_of, hottest, three_planes
 from ayni_export.volume_answer import OutlinedVolume, VolumeFile, VolumeFinding, outlined
 from ayni_export.windows import ask_in_windows, windows_of
 
@@ -39,11 +42,27 @@ def diagnose_volume(
     voxels_DHW = as_seen(volume, info.image, str(path))
     if info.task_kind == "segmentation":
         return _outlined(info, ask, path, volume, voxels_DHW, watch)
+    return _found(info, ask, path, volume, voxels_DHW)
+
+
+def _found(info: BundleInfo, ask: Ask, path: Path, volume: Volume, voxels_DHW: Voxels) -> VolumeFinding:
+    """The planes cross where hiding a part lowers the answer most; of a large volume, which is not asked about so
+    often, in its middle."""
     whole_DHWK = _with_channels(padded(voxels_DHW, info.image, str(path)), info)
     (logits_C,), (probabilities_C,) = ask(whole_DHWK[np.newaxis])
-    middle = centre_of(np.zeros(volume.values_DHW.shape, np.bool_), volume.spacing_mm)
-    planes = three_planes(volume.values_DHW, (), volume.spacing_mm, middle)
-    return VolumeFinding(_file(path, volume), info.classes, logits_C, probabilities_C, planes)
+    values_DHW, warm_DHW, least = volume.values_DHW, None, None
+    at = tuple(length // 2 for length in values_DHW.shape)
+    if math.prod(info.image.size) <= MAX_HIDDEN_VOXELS:
+        falls_DHW, least = occlusion(
+            lambda hidden_BDHWK: ask(hidden_BDHWK)[0],
+            whole_DHWK,
+            int(np.argmax(probabilities_C)),
+            temperature=info.temperature,
+        )
+        warm_DHW = heat(falls_DHW)[place_in(voxels_DHW.shape, info.image.size)]
+        at = hottest(warm_DHW, values_DHW.shape)
+    planes = three_planes(values_DHW, (), volume.spacing_mm, at, warm_DHW)
+    return VolumeFinding(_file(path, volume), info.classes, logits_C, probabilities_C, planes, least)
 
 
 def _outlined(

@@ -134,7 +134,7 @@ def _limits_of_volumes(info: BundleInfo) -> str:
 - A share of sure voxels tells nothing of what was missed. Look at every outline beside the volume.
 - Details finer than a voxel of what the model sees cannot be outlined, however fine the file is."""
     return """- A volume of another kind gets an answer too, with a confidence that means nothing.
-- There is no heat map: the answer does not show where in the volume it comes from.
+- A heat map, if there is one, shows where hiding a part lowers the answer most. It is no segmentation, and no proof.
 - The calibration holds for volumes like the held-out ones, in about the same mixture of classes."""
 
 

@@ -13,11 +13,11 @@ from ayni_export.diagnose import Answer, FileError
 from ayni_export.report_finding import COLUMNS, finding_entry, finding_facts, finding_rows
 from ayni_export.report_outlines import OUTLINE_COLUMNS, outline_facts, outline_rows, outlines_entry
 from ayni_export.report_routing import routed_facts, routing_section
+from ayni_export.report_volume_facts import volume_facts
 from ayni_export.report_volumes import (
     VOLUME_COLUMNS,
     found_volume_entry,
     outlined_volume_entry,
-    volume_facts,
     volume_rows,
 )
 from ayni_export.reported import NOT_PRIMARY, Entry, Report, ReportedImage, ReportedModel, printable

@@ -12,6 +12,10 @@ from ayni_export.reported import Entry, ReportedImage, percent, printable
 
 MAX_BARS = 8
 COLUMNS = ("Finding", "Confidence")
+HEAT_LEGEND = (
+    '<div class="legend">no change<i style="background:'
+    f'linear-gradient(90deg,{",".join(legend_colours())})"></i>most</div>'
+)
 
 
 def finding_entry(bundle: Bundle, answer: Diagnosis, number: int) -> Entry:
@@ -60,7 +64,6 @@ def _checked_on(info: BundleInfo) -> str:
 def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number: int) -> str:
     heated = overlay(enlarged(answer.shown_HWK), heat(answer.falls_hw))
     finding = escape(printable(answer.finding))
-    scale = f"linear-gradient(90deg,{','.join(legend_colours())})"
     return f"""<section id="image-{number}">
 <h2>{escape(reported.file)}</h2>
 <p class="finding">{finding} <small>{percent(answer.confidence)} · {reported.confidence_words}</small></p>
@@ -69,8 +72,8 @@ def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number:
 <figure><img class="small" src="{data_uri(enlarged(answer.shown_HWK))}" alt="The image">
 <figcaption>{_size(bundle, answer)}</figcaption></figure>
 <figure><img src="{data_uri(heated, photo=True)}" alt="The image with the heat map over it">
-<figcaption>{_hiding(answer)}</figcaption>
-<div class="legend">no change<i style="background:{scale}"></i>most</div></figure>
+<figcaption>{hiding(answer.finding, answer.confidence, answer.least_confidence)}</figcaption>
+{HEAT_LEGEND}</figure>
 </div>
 <div class="bars">
 {bars(reported)}</div>
@@ -79,10 +82,10 @@ def _section(bundle: Bundle, answer: Diagnosis, reported: ReportedImage, number:
 """
 
 
-def _hiding(answer: Diagnosis) -> str:
+def hiding(finding: str, confidence: float, least_confidence: float) -> str:
     """What the heat map is and what it is not."""
-    finding = f"<em>{escape(printable(answer.finding))}</em>"
-    whole, hidden = percent(answer.confidence), percent(answer.least_confidence)
+    finding = f"<em>{escape(printable(finding))}</em>"
+    whole, hidden = percent(confidence), percent(least_confidence)
     if hidden == whole:
         change = f"Hiding any one place leaves {finding} at {whole}; the colours show where it falls a little"
     else:

@@ -5,22 +5,18 @@ from __future__ import annotations
 from html import escape
 from urllib.parse import quote
 
-from ayni_export.bundle import Bundle, BundleInfo
-from ayni_export.calibration import calibration_words
-from ayni_export.contours import css_colour, draw_outlines
+from ayni_export.bundle import Bundle
+from ayni_export.contours import css_colour
 from ayni_export.diagnose import confidence_sentence, in_words
-from ayni_export.heat_map import Pixels, data_uri
-from ayni_export.report_finding import bars
+from ayni_export.report_cuts import pictures
+from ayni_export.report_finding import HEAT_LEGEND, bars, hiding
 from ayni_export.reported import Entry, ReportedImage, ReportedStructure, percent, printable
-from ayni_export.three_planes import Plane
 from ayni_export.volume_answer import OutlinedVolume, VolumeFile, VolumeFinding
 
 VOLUME_COLUMNS = ("Structure", "Volume", "Sure")
 NOTHING = "nothing outlined"
 UNCHECKED = "What the model outlines. Drawn by a program, and checked by nobody."
 MM3_OF_ML = 1000.0
-SIDES = ("left", "right", "top", "bottom")
-FROM = {"axial": "feet", "coronal": "back", "sagittal": "patient's left"}
 
 
 def outlined_volume_entry(answer: OutlinedVolume, number: int, mask: str) -> Entry:
@@ -59,6 +55,7 @@ def found_volume_entry(bundle: Bundle, answer: VolumeFinding, number: int) -> En
         finding=answer.finding,
         confidence=round(answer.confidence, 6),
         confidence_words=in_words(answer.confidence),
+        least_confidence=0.0 if answer.least_confidence is None else round(answer.least_confidence, 6),
         probabilities=_by_class(answer.classes, answer.probabilities_C.tolist()),
         logits=_by_class(answer.classes, answer.logits_C.tolist()),
     )
@@ -67,7 +64,8 @@ def found_volume_entry(bundle: Bundle, answer: VolumeFinding, number: int) -> En
 <h2>{escape(reported.file)}</h2>
 <p class="finding">{finding} <small>{percent(answer.confidence)} · {reported.confidence_words}</small></p>
 <p class="meaning">{escape(confidence_sentence(bundle.info, answer.confidence))}{_caution(answer.file)}</p>
-{_pictures(answer.planes, outlines=False)}
+{_heated(answer)}
+{pictures(answer.planes)}
 <div class="bars">
 {bars(reported)}</div>
 <p class="masks">{_about(answer.file)}</p>
@@ -106,26 +104,11 @@ def volume_words(structure: ReportedStructure, between: str) -> str:
     return between.join([size, f"{structure.voxels:,} voxel{'' if structure.voxels == 1 else 's'}"])
 
 
-def volume_facts(info: BundleInfo) -> dict[str, str]:
-    """What the page says of a model of volumes instead of, or beside, what it says of one of images."""
-    spacing = info.image.spacing_mm
-    size = " x ".join(map(str, info.image.size))
-    seen = " x ".join(map(str, info.image.seen))
-    prepared = "turned to the patient's axes; "
-    prepared += f"resampled to {' x '.join(f'{step:g}' for step in spacing)} mm; " if spacing else ""
-    prepared += "the darkest and the brightest half percent of the voxels are clipped. What is smaller than "
-    prepared += f"{size} (slices x rows x columns) gets black around it (rules {info.rules})"
-    if info.image.patch:
-        prepared += f". The model sees {seen} voxels at once, in windows that overlap by half"
-    if info.task_kind == "classification":
-        return {"Prepared": prepared, "Heat map": "none: hiding one place after the other takes too long in a volume"}
-    return {
-        "Outlines": "a voxel lies inside where the model's probability for it is 0.5 or more; "
-        f"{calibration_words(info)}. How much of an outline has 0.9 or more tells how sure the model is of what it "
-        "outlines, and nothing of what it may have missed",
-        "Volumes": "voxels of the file, times the size of a voxel as the file's header has it",
-        "Prepared": prepared,
-    }
+def _heated(answer: VolumeFinding) -> str:
+    if answer.least_confidence is None:
+        return ""
+    said = hiding(answer.finding, answer.confidence, answer.least_confidence)
+    return f'{pictures(answer.planes, over="heat")}\n{HEAT_LEGEND}\n<p class="meaning">{said}</p>'
 
 
 def _outlined_section(answer: OutlinedVolume, reported: ReportedImage, number: int) -> str:
@@ -135,9 +118,9 @@ def _outlined_section(answer: OutlinedVolume, reported: ReportedImage, number: i
 <h2>{escape(reported.file)}</h2>
 {_structures(reported)}
 <p class="meaning">{_about_windows(answer)}{_caution(answer.file)}</p>
-{_pictures(answer.planes, outlines=True)}
+{pictures(answer.planes, over="outlines")}
 <div class="legend">{_legend(answer)}<span>{UNCHECKED}</span></div>
-{_pictures(answer.planes, outlines=False)}
+{pictures(answer.planes)}
 <p class="masks">Label map on the volume's own voxels: <a href="{quote(mask)}">{escape(mask)}</a> ({numbered}\
 {_about_shared(answer)})</p>
 <p class="masks">{_about(answer.file)}</p>
@@ -158,24 +141,6 @@ def _structures(reported: ReportedImage) -> str:
         words = f"{escape(printable(name))} <small>{volume_words(structure, ' · ')}</small>"
         lines.append(f'<p class="finding outlined">{words}</p>\n<p class="meaning">{meaning}</p>')
     return "\n".join(lines)
-
-
-def _pictures(planes: tuple[Plane, ...], *, outlines: bool) -> str:
-    figures = "\n".join(_figure(plane, outlines=outlines) for plane in planes)
-    return f'<div class="planes">\n{figures}\n</div>'
-
-
-def _figure(plane: Plane, *, outlines: bool) -> str:
-    """All three have the same scale: their widths on the page are in proportion to those of the pictures."""
-    pixels: Pixels = draw_outlines(plane.shown_hw1, plane.masks) if outlines else plane.shown_hw1
-    look = ' class="small"' if plane.in_squares else ""
-    letters = "".join(f'<b class="{side}">{letter}</b>' for side, letter in zip(SIDES, plane.edges, strict=True))
-    alt = f"{plane.name.capitalize()} cut{' with the outlines over it' if outlines else ''}"
-    caption = f"{plane.name.capitalize()}, {plane.number} of {plane.num_slices} from the {FROM[plane.name]}"
-    uri = data_uri(pixels, photo=outlines and not plane.in_squares)
-    return f"""<figure style="flex-grow:{pixels.shape[1]}"><div class="cut"><img{look} src="{uri}" alt="{alt}">\
-{letters}</div>
-<figcaption>{caption}</figcaption></figure>"""
 
 
 def _about_windows(answer: OutlinedVolume) -> str:

@@ -20,6 +20,7 @@ LONGEST_SIDE = 448  # of the largest of the three pictures; all have the same sc
 WINDOW_VALUES = 1 << 20  # about so many are looked at to choose black and white
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Values = np.ndarray[Any, np.dtype[Any]]
 Point = tuple[int, int, int]
@@ -39,6 +40,7 @@ class Plane:
     shown_hw1: Pixels
     masks: tuple[Mask, ...]  # [h, w] of each structure
     in_squares: bool  # it was enlarged, and each voxel is a rectangle
+    heat_hw: Floats | None = None  # 0 to 1, of any size: it is stretched over the picture
 
     @property
     def edges(self) -> str:
@@ -47,9 +49,14 @@ class Plane:
 
 
 def three_planes(
-    values_DHW: Values, masks: Sequence[Mask], spacing_mm: tuple[float, float, float], at: Point
+    values_DHW: Values,
+    masks: Sequence[Mask],
+    spacing_mm: tuple[float, float, float],
+    at: Point,
+    heat: Floats | None = None,
 ) -> tuple[Plane, ...]:
-    """`masks`: [D, H, W] of each structure. `at`: the voxel in which the three planes cross."""
+    """`masks`: [D, H, W] of each structure. `at`: the voxel in which the three planes cross. `heat`: over the same
+    extent, in voxels of its own."""
     low, high = window_of(values_DHW)
     lengths = [length * step for length, step in zip(values_DHW.shape, spacing_mm, strict=True)]
     pixels_per_mm = LONGEST_SIDE / max(lengths)
@@ -61,7 +68,8 @@ def three_planes(
         shown_hw1 = scaled(grey_HW, size)[:, :, np.newaxis]
         cuts = tuple(scaled_mask(_cut(mask_DHW, axis, at[axis]), size) for mask_DHW in masks)
         in_squares = all(new > 2 * old for new, old in zip(size, grey_HW.shape, strict=True))
-        made.append(Plane(name, at[axis] + 1, values_DHW.shape[axis], shown_hw1, cuts, in_squares))
+        heat_hw = None if heat is None else _cut(heat, axis, _same_place(at, values_DHW.shape, heat.shape)[axis])
+        made.append(Plane(name, at[axis] + 1, values_DHW.shape[axis], shown_hw1, cuts, in_squares, heat_hw))
     return tuple(made)
 
 
@@ -85,6 +93,23 @@ def centre_of(found_DHW: Mask, spacing_mm: tuple[float, float, float]) -> Point:
         if apart_N[n] < closest:
             closest, place = float(apart_N[n]), (z, int(y_N[n]), int(x_N[n]))
     return place
+
+
+def hottest(heat_DHW: Floats, shape: tuple[int, ...]) -> Point:
+    """The voxel of a volume of this shape in which the heat over its extent is highest; without heat, its middle."""
+    if not heat_DHW.any():
+        return shape[0] // 2, shape[1] // 2, shape[2] // 2
+    z, y, x = np.unravel_index(int(np.argmax(heat_DHW)), heat_DHW.shape)
+    return _same_place((int(z), int(y), int(x)), heat_DHW.shape, shape)
+
+
+def _same_place(at: Point, shape: tuple[int, ...], other: tuple[int, ...]) -> Point:
+    """
+    >>> _same_place((0, 1, 9), (2, 2, 10), (2, 4, 5))
+    (0, 3, 4)
+    """
+    z, y, x = (int((place + 0.5) * new / old) for place, old, new in zip(at, shape, other, strict=True))
+    return z, y, x
 
 
 def window_of(values_DHW: Values) -> tuple[float, float]:

@@ -75,6 +75,7 @@ class VolumeFinding:
     logits_C: Floats
     probabilities_C: Floats
     planes: tuple[Plane, ...]
+    least_confidence: float | None  # of this finding, with the one place hidden that lowers it most; None: not asked
 
     @property
     def finding(self) -> str:
