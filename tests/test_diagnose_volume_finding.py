@@ -95,10 +95,8 @@ def test_the_finding_its_confidence_and_the_heat_are_as_worked_out_by_hand(tmp_p
         assert plane.heat_hw is not None
         assert plane.heat_hw.shape == (rows, columns)
         assert plane.heat_hw.max() == 1.0
-    hot = [span for span in patches_of(*SIZE) if all(s.start <= at < s.stop for s, at in zip(span, PLACE, strict=True))]
-    assert hot
-    for plane, axis, at in ((axial, 0, 9), (coronal, 1, 3), (sagittal, 2, 13)):
-        assert any(span[axis].start <= plane.number - 1 + (axis == 2) < span[axis].stop for span in hot), (axis, at)
+    for plane, place in ((axial, 9), (coronal, 3), (sagittal, 13)):
+        assert abs(plane.number - 1 - place) <= 2  # a patch is five to eight voxels wide
 
 
 def test_a_volume_without_heat_and_a_large_one_are_cut_in_their_middles(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from ayni.data.volumes import PERCENTILES
 
 LONGEST_SIDE = 448  # of the largest of the three pictures; all have the same scale
+HOT = 0.95  # of the highest
 WINDOW_VALUES = 1 << 20  # about so many are looked at to choose black and white
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -96,11 +97,12 @@ def centre_of(found_DHW: Mask, spacing_mm: tuple[float, float, float]) -> Point:
 
 
 def hottest(heat_DHW: Floats, shape: tuple[int, ...]) -> Point:
-    """The voxel of a volume of this shape in which the heat over its extent is highest; without heat, its middle."""
+    """The voxel of a volume of this shape in the middle of where the heat over its extent is highest (the patches of an
+    occlusion leave no single peak); without heat, the volume's middle."""
     if not heat_DHW.any():
         return shape[0] // 2, shape[1] // 2, shape[2] // 2
-    z, y, x = np.unravel_index(int(np.argmax(heat_DHW)), heat_DHW.shape)
-    return _same_place((int(z), int(y), int(x)), heat_DHW.shape, shape)
+    hot_DHW = heat_DHW >= HOT * float(heat_DHW.max())
+    return _same_place(centre_of(hot_DHW, (1.0, 1.0, 1.0)), heat_DHW.shape, shape)
 
 
 def _same_place(at: Point, shape: tuple[int, ...], other: tuple[int, ...]) -> Point:
