@@ -12,16 +12,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from ayni.jobs import Event, FinishTraining, Progress, SiteContext, TrainAlone, TrainRound
-from ayni.learning.networks import initial_weights
+from ayni.jobs import Event, Progress, TrainAlone
 from ayni.learning.state import TrainingFolder, read_state
 from ayni.task import Role, Task
 from ayni.tensors import safe
-from ayni.tensors.update import encode_whole
 from ayni.trained_model import TrainedModel
 from site_bench import done, failed
 from small_volumes import volume_task
-from volume_bench import teacher_bytes, write_npz
+from volume_bench import Place, teacher_bytes, write_npz
 
 KILLED = "from ayni.learning import steps, worker; steps.CHECKPOINT_EVERY_S = steps.PROGRESS_EVERY_S = 0; worker.main()"
 
@@ -33,61 +31,10 @@ def task(**changes: object) -> Task:
     )
 
 
-class Place:
-    """One site's data, a task, a teacher and the first weights, as files."""
-
-    def __init__(self, folder: Path, agreed: Task | None = None) -> None:
-        self.folder, self.task = folder, agreed or task()
-        self.data = write_npz(folder / "volumes.npz", 4, 3, seed=1)
-        self.start = initial_weights(self.task)
-        self.written("task.json", self.task.to_json())
-        self.teacher = self.written("teacher", teacher_bytes(self.task))
-        self.model = self.written("model", encode_whole(self.start, "fp16"))
-
-    def written(self, name: str, data: bytes) -> str:
-        (self.folder / name).write_bytes(data)
-        return str(self.folder / name)
-
-    def context(self, home: str, role: Role) -> SiteContext:
-        place = self.folder / home
-        task_path, data = str(self.folder / "task.json"), str(self.data)
-        return SiteContext(
-            home=str(place), task_path=task_path, site="s", role=role, participation="weights", data=data
-        )
-
-    def round(self, home: str, number: int = 1, role: Role = "clinic", **changes: object) -> TrainRound:
-        job = TrainRound(
-            context=self.context(home, role),
-            round_number=number,
-            global_model=[self.model],
-            global_digest=safe.digest(self.start),
-            public_set=None,
-            guidance=None,
-            consensus=None,
-            update_out=str(self.folder / home / f"update-{number}"),
-            soft_labels_out=None,
-            teacher=self.teacher,
-        )
-        return msgspec.structs.replace(job, **changes)
-
-    def finish(self, home: str, role: Role, **changes: object) -> FinishTraining:
-        job = FinishTraining(
-            context=self.context(home, role),
-            rounds=1,
-            global_model=[self.model],
-            global_digest=safe.digest(self.start),
-            teacher=self.teacher,
-        )
-        return msgspec.structs.replace(job, **changes)
-
-    def update(self, home: str, number: int = 1) -> bytes:
-        return (self.folder / home / f"update-{number}").read_bytes()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """With the first round trained in "uncut"."""
-    place = Place(tmp_path_factory.mktemp("place"))
+    place = Place(tmp_path_factory.mktemp("place"), task())
     done(place.round("uncut"))
     return place
 
