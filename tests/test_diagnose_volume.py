@@ -15,6 +15,7 @@ from monai.inferers import sliding_window_inference
 from PIL import Image
 
 from ayni_export.diagnose import FileError, diagnose
+from ayni_export.report import entry
 from ayni_export.volume_answer import OutlinedVolume
 from ayni_export.windows import ask_in_windows, windows_of
 from image_files import dicom, save_dicom
@@ -164,6 +165,17 @@ def test_the_mask_takes_the_place_from_the_file_and_none_of_its_notes(tmp_path: 
     assert b"Quispe" not in gzip.decompress(answer.mask_file)
     assert bytes(mask.header["descrip"]).startswith(b"Ayni, not for primary diagnosis: 1 bright, 2 dark/er")
     assert outlined(path, bright_and_dark()).mask_file == answer.mask_file
+
+
+def test_a_file_that_does_not_say_how_the_patient_lies_gets_a_caution_and_nifti_2_is_kept(tmp_path: Path) -> None:
+    image = nibabel.Nifti2Image(np.full((8, 6, 4), 200, np.uint8), None)
+    image.to_filename(tmp_path / "v.nii.gz")
+    answer = outlined(tmp_path / "v.nii.gz", bright_and_dark())
+    assert not answer.file.is_oriented
+    assert "does not say how the patient lies" in entry(bright_and_dark(), answer, 1, ["masks/v-mask.nii.gz"]).section
+    mask = nibabel.Nifti2Image.from_bytes(gzip.decompress(answer.mask_file))
+    assert [int(mask.header[code]) for code in ("sform_code", "qform_code")] == [0, 0]
+    np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / "v.nii.gz").affine)
 
 
 def save_series(folder: Path, letters: str, steps_mm: tuple[float, float, float], seed: int) -> Any:

@@ -13,26 +13,31 @@ import onnxruntime
 import pytest
 import torch
 
-from ayni.data.volumes import VOLUME_RULES
+from ayni.data.volumes import VOLUME_RULES, as_seen, back_to_file, padded, read_volume
 from ayni.errors import IntegrityError, UserError
-from ayni.learning.networks import build_network, load_weights, weights_of
+from ayni.learning.batches import Normaliser
+from ayni.learning.networks import Network, build_network, load_weights, weights_of
+from ayni.learning.scores import answers
 from ayni.task import ResNetSettings, UNetSettings
 from ayni.tensors import safe
 from ayni.trained_model import WEIGHTS_FILE, TrainedModel
 from ayni_export import bundle as parts
-from ayni_export.bundle import read_bundle
+from ayni_export.bundle import BundleInfo, read_bundle
+from ayni_export.diagnose import diagnose
 from ayni_export.export import export_model
 from ayni_export.graph import DiagnosisGraph, check_parity, parity_images
 from ayni_export.routed.pack import export_routed
 from ayni_export.routed.source import Federation
 from ayni_export.runtime import Session
 from ayni_export.signature import BundleError
+from ayni_export.volume_answer import OutlinedVolume
 from test_diagnose_images import resigned
 from trained_home import ROOT, write_model
 from trained_volume import (
     IMAGE,
     TEMPERATURE,
     normalised,
+    save_drawn,
     seen,
     signing_key,
     volume_bundle,
@@ -75,7 +80,8 @@ def test_every_kind_of_3d_network_exports_and_agrees_with_torch(
     task = msgspec.structs.replace(volume_model().task, kind=kind, image=image)
     torch.manual_seed(1)
     model = volume_model(task=task, network=network)
-    folder = write_model(tmp_path / "model", model, weights_of(build_network(network, image, 2)))
+    built = build_network(network, image, 2)
+    folder = write_model(tmp_path / "model", model, weights_of(built))
     info = export_model(folder, tmp_path / "bundle", signing_key=signing_key())
     assert info == read_bundle(tmp_path / "bundle").info
     assert (info.rules, info.image.seen, info.task_kind) == ("volume-1", patch or (16, 24, 20), kind)
@@ -86,6 +92,24 @@ def test_every_kind_of_3d_network_exports_and_agrees_with_torch(
         logits, probabilities = session.run(np.zeros((num_volumes, *image.seen, 1), np.uint8))
         expected = (num_volumes, 2, *(image.seen if kind == "segmentation" else ()))
         assert logits.shape == probabilities.shape == expected
+    if patch:
+        the_edge_answers_as_training_measures(built, info, tmp_path)
+
+
+def the_edge_answers_as_training_measures(network: Network, info: BundleInfo, folder: Path) -> None:
+    """Padding, windows and the sigmoid included: from a file to a label map, against torch and MONAI's windows."""
+    path = save_drawn(folder / "v.nii.gz", 3, "RAS", (1.0, 1.5, 2.0))
+    (answer,) = diagnose(folder / "bundle", [path])
+    assert isinstance(answer, OutlinedVolume)
+    assert answer.num_windows == 3 * 2 * 3  # 16 x 24 x 20 in patches of 8 x 16 x 12
+    voxels_DHW = padded(as_seen(read_volume(path), info.image), info.image)
+    normalise = Normaliser(info.pixel_mean, info.pixel_std)
+    logits_NSDHW = answers(network.eval(), torch.from_numpy(voxels_DHW)[None, None], normalise)
+    back_SXYZ = back_to_file(torch.sigmoid(logits_NSDHW[0] / info.temperature).numpy(), read_volume(path))
+    expected = [int(np.count_nonzero(back_XYZ >= 0.5)) for back_XYZ in back_SXYZ]
+    assert min(expected) > 0
+    assert [each.num_voxels for each in answer.structures] == pytest.approx(expected, abs=2)  # at .5 rounding decides
+    assert [each.highest for each in answer.structures] == pytest.approx(back_SXYZ.max(axis=(1, 2, 3)), abs=1e-5)
 
 
 def test_a_graph_of_other_weights_is_not_passed() -> None:
