@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ayni.cli import app
+from ayni.data.volumes import VOLUME_RULES
 from ayni.errors import DataError
 from ayni.learning.received import load_teacher
 from ayni.site.site import Site
@@ -21,6 +22,8 @@ from ayni.trained_model import Scores, TrainedModel
 from ayni_coordinator.cli import register
 from ayni_coordinator.home import CoordinatorHome
 from ayni_coordinator.views import federation_view
+from ayni_export.bundle import read_bundle
+from ayni_export.export import export_site
 from desk import Desk, served
 from small_federation import free_port
 from small_volumes import volume_task
@@ -137,6 +140,12 @@ def test_models_are_scored_on_volumes_in_millimetres(finished: Finished) -> None
 def test_something_was_learned(finished: Finished) -> None:
     """Of a box that fills a twentieth of the volume a network of fresh weights outlines next to nothing."""
     assert (finished.scores["federated"].dice or 0) > 0.25
+
+
+def test_the_model_that_came_of_it_becomes_a_bundle(finished: Finished) -> None:
+    info = export_site(finished.folder / "clinic", finished.folder / "bundle")
+    assert info.rules == VOLUME_RULES
+    assert read_bundle(finished.folder / "bundle").info == info
 
 
 # Before anything is trained
