@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import tempfile
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
+import torch
 
+from ayni.learning.batches import Normaliser
+from ayni.learning.dual_kd import TeacherModel
+from ayni.learning.networks import seeded_network
 from ayni.learning.site_data import own_images, public_images
 from ayni.task import (
+    DualKdSettings,
     FedHelpSettings,
     ImageSettings,
     Kind,
@@ -24,7 +32,7 @@ from ayni.task import (
 from ayni.tensors.image_set import ImageSet, ImageSetInfo, encode_image_set
 from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
 from ayni_coordinator.simulation.collection import Pixels, Truth
-from ayni_coordinator.simulation.method import Method, Public, Setup, SimulatedSite
+from ayni_coordinator.simulation.method import Centre, Method, Public, Setup, SimulatedSite
 
 SIDE, NUM_PUBLIC = 16, 6
 SITES: dict[str, tuple[Role, int]] = {
@@ -72,12 +80,31 @@ def squares(num_images: int, kind: Kind, seed: int) -> tuple[Pixels, Truth]:
 
 def small_setup(task: Task, method: Method | None = None) -> Setup:
     """`method` may change the task, and has settings."""
+    taught = method is not None and method.taught
+    if taught:
+        task = msgspec.structs.replace(task, dual_kd=DualKdSettings(teacher=task.small_network, passes=2))
     task = method.change_task(task) if method else task
     sites = tuple(
-        SimulatedSite(name, role, own_images(*squares(num, task.kind, number), task, name))
-        for number, (name, (role, num)) in enumerate(SITES.items())
+        _small_site(name, role, num, task, number) for number, (name, (role, num)) in enumerate(SITES.items())
     )
-    return Setup(task, sites, small_public(task), dict(method.settings) if method else {})
+    public = small_public(task)
+    centre = small_centre(task, public.images.normalise) if taught else None
+    return Setup(task, sites, public, dict(method.settings) if method else {}, centre)
+
+
+def _small_site(name: str, role: Role, num_images: int, task: Task, seed: int) -> SimulatedSite:
+    """Five images more than `num_images` have no truth, but for an upper bound."""
+    hidden_pixels, hidden_truth = squares(5, task.kind, 50 + seed)
+    own = own_images(*squares(num_images, task.kind, seed), task, name, unlabelled=hidden_pixels)
+    return SimulatedSite(name, role, own, torch.from_numpy(hidden_truth))
+
+
+def small_centre(task: Task, normalise: Normaliser) -> Centre:
+    """Eight labelled images, and a teacher that has not learnt from them."""
+    network = seeded_network(task.teacher_network, task, 77)
+    repository = own_images(*squares(8, task.kind, 88), task, "centre")
+    repository = dataclasses.replace(repository, normalise=normalise)
+    return Centre(repository, TeacherModel(network, normalise), b"the teacher", Path(tempfile.mkdtemp()))
 
 
 def small_public(task: Task) -> Public:

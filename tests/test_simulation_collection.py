@@ -16,14 +16,16 @@ from ayni.task import ImageSettings, NetworkSettings, Task, TrainingSettings
 from ayni_coordinator.simulation.collection import (
     Collection,
     Dealt,
+    Plans,
     PublicPlan,
+    RepositoryPlan,
     SitePlan,
     deal,
-    load_collection,
     public_indices,
     read_plans,
 )
 from ayni_coordinator.simulation.experiment import TaskEntry
+from ayni_coordinator.simulation.loading import load_collection
 
 NUM, PATIENTS = 60, 30
 
@@ -48,6 +50,10 @@ def all_of(one: Dealt) -> list[int]:
     return ids(one.pixels_NHWK, one.test_pixels_NHWK)
 
 
+def dealt_to(collection: Collection, public: PublicPlan, sites: dict[str, SitePlan], seed: int) -> list[Dealt]:
+    return deal(collection, Plans(public, sites, None), seed=seed)[0]
+
+
 SITES = {
     "large": SitePlan(role="hospital", share=0.6, train_share=0.7),
     "small": SitePlan(role="clinic", share=0.4, num_train=6),
@@ -57,7 +63,7 @@ SITES = {
 @pytest.mark.parametrize("labelled", [True, False])
 def test_no_image_and_no_patient_is_in_two_places(labelled: bool) -> None:
     collection, public = numbered(labelled=labelled), PublicPlan(share=0.2)
-    dealt = deal(collection, public, SITES, seed=1)
+    dealt = dealt_to(collection, public, SITES, seed=1)
     places = [public_indices(collection, public).tolist()]
     for one in dealt:
         places += [ids(one.pixels_NHWK), ids(one.test_pixels_NHWK)]
@@ -67,7 +73,7 @@ def test_no_image_and_no_patient_is_in_two_places(labelled: bool) -> None:
 
 
 def test_sizes_are_as_planned_and_classes_are_spread_evenly() -> None:
-    large, small = deal(numbered(), PublicPlan(share=0.2), SITES, seed=1)
+    large, small = dealt_to(numbered(), PublicPlan(share=0.2), SITES, seed=1)
     assert (len(all_of(large)), len(all_of(small))) == (30, 18)  # 28.8 of 48 private images, and their patients whole
     assert len(small.truth) == 6
     assert len(large.truth) == 22  # .7 of 30
@@ -78,7 +84,7 @@ def test_sizes_are_as_planned_and_classes_are_spread_evenly() -> None:
 
 def test_the_seed_deals_anew_but_the_public_images_are_always_the_same() -> None:
     collection, public = numbered(), PublicPlan(share=0.2)
-    first, again, other = (deal(collection, public, SITES, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (dealt_to(collection, public, SITES, seed=seed) for seed in (1, 1, 2))
     assert [all_of(one) for one in first] == [all_of(one) for one in again]
     assert [all_of(one) for one in first] != [all_of(one) for one in other]
     assert set(chain(*map(all_of, first))) == set(chain(*map(all_of, other)))
@@ -87,12 +93,42 @@ def test_the_seed_deals_anew_but_the_public_images_are_always_the_same() -> None
 def test_natural_groups_stay_together() -> None:
     collection = numbered(groups=("north", "south", "east"))
     sites = {name: SitePlan(role="clinic", group=name, num_train=4) for name in ("north", "south")}
-    dealt = deal(collection, PublicPlan(group="east"), sites, seed=0)
+    dealt = dealt_to(collection, PublicPlan(group="east"), sites, seed=0)
     for number, one in enumerate(dealt):
         assert {i // 2 % 3 for i in all_of(one)} == {number}
     assert {i // 2 % 3 for i in public_indices(collection, PublicPlan(group="east")).tolist()} == {2}
     with pytest.raises(UserError, match="'west'"):
-        deal(collection, PublicPlan(group="east"), {"west": SitePlan(role="clinic", group="west")}, seed=0)
+        dealt_to(collection, PublicPlan(group="east"), {"west": SitePlan(role="clinic", group="west")}, seed=0)
+
+
+def test_what_is_tested_on_was_trained_on_nowhere_also_not_by_the_teacher() -> None:
+    """Volumes of the test part in the training part are a fault of the published code."""
+    collection, public = numbered(), PublicPlan(share=0.2)
+    sites = {
+        "one": SitePlan(role="clinic", share=0.4, num_train=10, num_labelled=4),
+        "two": SitePlan(role="clinic", share=0.2, num_train=6, num_labelled=6),
+    }
+    dealt, repository = deal(collection, Plans(public, sites, RepositoryPlan(share=0.4)), seed=3)
+    places = [public_indices(collection, public).tolist(), repository.tolist()]
+    for one in dealt:
+        places += [ids(one.pixels_NHWK), ids(one.unlabelled_NHWK), ids(one.test_pixels_NHWK)]
+    assert sorted(chain(*places)) == list(range(NUM))
+    assert [len(one.truth) for one in dealt] == [4, 6]
+    assert [len(one.unlabelled_NHWK) for one in dealt] == [6, 0]
+    assert all(int(label) == (i % 8 >= 6) for i, label in zip(ids(dealt[0].unlabelled_NHWK), dealt[0].hidden_truth))
+    tested = {i // 2 for one in dealt for i in ids(one.test_pixels_NHWK)}
+    trained = {i // 2 for one in dealt for i in ids(one.pixels_NHWK, one.unlabelled_NHWK)} | {
+        i // 2 for i in repository
+    }
+    assert not tested & trained
+
+
+def test_more_labels_than_images_and_a_repository_that_leaves_too_little_are_refused() -> None:
+    sites = {"one": SitePlan(role="clinic", share=0.5, num_train=10, num_labelled=11)}
+    with pytest.raises(UserError, match="11 of them cannot be labelled"):
+        deal(numbered(), Plans(PublicPlan(share=0.2), sites, None), seed=0)
+    with pytest.raises(UserError, match=r"shares of 1\.2"):
+        deal(numbered(), Plans(PublicPlan(share=0.2), sites, RepositoryPlan(share=0.7)), seed=0)
 
 
 def test_a_folder_with_masks_is_read_at_the_task_s_size(tmp_path: Path) -> None:

@@ -145,11 +145,13 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
 class DualKdSettings(_Settings, frozen=True, kw_only=True):
     """Few labels (arXiv 2303.14357): a teacher, trained at the centre on labelled data and sent once, teaches the small
     networks on the sites' unlabelled images. `response_weight` is that of the squared difference of probabilities,
-    where the teacher is sure (its mean entropy over `passes` noisy copies is below `max_entropy` of the most
-    possible); `feature_weight` that of the KL between channels' softmax at the bottleneck. Both rise over
-    `ramp_up` of all steps. `teacher`: its network; the task's large one by default.
+    where the teacher is sure (the entropy of its mean answer to `passes` noisy copies is below the share
+    `max_entropy` of the most possible); `feature_weight` that of the KL between channels' softmax at the bottleneck.
+    Both rise over the share `ramp_up` of all steps. `response` "soft-labels", which is not the paper's: the teacher's
+    mean probabilities count as truth, everywhere. `teacher`: its network; the task's large one by default.
     """
 
+    response: Literal["squares", "soft-labels"] = "squares"
     response_weight: NonNegativeFloat = 1.0
     feature_weight: NonNegativeFloat = 0.1
     max_entropy: Annotated[float, Meta(gt=0, le=1)] = 0.5
@@ -361,6 +363,8 @@ def check_kind(task: Task) -> None:
 
 
 def _check_image(image: ImageSettings) -> None:
+    if image.depth and image.channels != 1:
+        raise UserError("volumes are grey: image.channels is 1.")
     if not image.depth and (image.spacing_mm or image.patch):
         raise UserError("image.spacing_mm and image.patch are for volumes: give image.depth too.")
     if image.patch and any(part > side for part, side in zip(image.patch, image.size, strict=True)):

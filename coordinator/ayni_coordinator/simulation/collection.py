@@ -1,15 +1,14 @@
 """A data set dealt out to the sites of a simulation: a pure function of the files, the experiment's entry and the seed.
 
-N = images, H x W = pixels, K = channels, S = structures. `sites.csv` of a data set says each image's natural group
-(scanner, hospital), its patient if known, and the label of a classification; masks lie in `masks/`.
+N = images, H x W = pixels (D x H x W of volumes), K = channels, S = structures. `sites.csv` of a data set says each
+image's natural group (scanner, hospital), its patient if known, and the label of a classification; masks lie in
+`masks/`.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -17,14 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from ayni.data.folder import class_of
-from ayni.data.images import IMAGE_SUFFIXES, prepare, read_image
-from ayni.data.mask_file import read_mask
-from ayni.data.npz import read_npz
-from ayni.data.planes import planes_of, prepare_planes
 from ayni.errors import UserError
 from ayni.learning.batches import seed_of
-from ayni.task import Fraction, ImageSettings, Role, Task
+from ayni.task import Fraction, Role
 from ayni_coordinator.simulation.experiment import TaskEntry
 
 Pixels = npt.NDArray[np.uint8]
@@ -34,13 +28,22 @@ Indices = npt.NDArray[np.int64]
 
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A site gets `share` of the images of `group` ("": of all) that are not public, whole patients at a time; it
-    learns from `num_train` of them (or from `train_share`), and the others are its test part."""
+    learns from `num_train` of them (or from `train_share`), and the others are its test part. Of those that it learns
+    from, only `num_labelled` have their truth, if that is given."""
 
     role: Role
     group: str = ""
     share: Fraction = 1.0
     num_train: Annotated[int, Meta(ge=4)] | None = None
     train_share: Fraction = 0.6
+    num_labelled: Annotated[int, Meta(ge=1)] | None = None
+
+
+class RepositoryPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Labelled images at the centre, on which a teacher is trained: a share of a group, dealt out before the sites'."""
+
+    group: str = ""
+    share: Fraction = 1.0
 
 
 class PublicPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,104 +79,30 @@ class Dealt:
     truth: Truth
     test_pixels_NHWK: Pixels
     test_truth: Truth
+    unlabelled_NHWK: Pixels  # to learn from without their truth,
+    hidden_truth: Truth  # which only an upper bound looks at
 
 
-def load_collection(folder: Path, name: str, task: Task, crop: int = 0) -> Collection:
-    """The data set `name` below the data folder. Raises UserError or DataError."""
-    if (folder / f"{name}.npz").exists():
-        return _medmnist(folder / f"{name}.npz", task)
-    return _folder(folder / name, task, crop)
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Who gets what; `repository` is None where no teacher is trained."""
+
+    public: PublicPlan
+    sites: dict[str, SitePlan]
+    repository: RepositoryPlan | None
 
 
-def _medmnist(path: Path, task: Task) -> Collection:
-    """Its validation part is public here, and its test part every site's: shares of one collection are alike."""
-    if task.kind == "segmentation":
-        raise UserError(f"{path} holds labels; the task {task.name} needs masks: a folder with images/ and masks/.")
-    parts = {"train": "train", "val": "public", "test": "test"}
-    read = {part: read_npz(path, split) for split, part in parts.items()}
-    pixels = [prepare(one, task.image, resize=True) for images, _ in read.values() for one in images]
-    names = tuple(part for part, (images, _) in read.items() for _ in images)
-    truth = np.concatenate([labels for _, labels in read.values()])
-    if truth.max() >= len(task.classes):
-        raise UserError(f"{path} has the label {truth.max()}; the task {task.name} has {len(task.classes)} classes.")
-    each = tuple(str(number) for number in range(len(names)))
-    return Collection(np.stack(pixels), truth, ("",) * len(names), each, names)
-
-
-def _folder(folder: Path, task: Task, crop: int) -> Collection:
-    rows = _read_sites(folder / "sites.csv", *(() if task.kind == "segmentation" else ("label",)))
-    pixels: list[Pixels] = []
-    truth: list[npt.NDArray[np.generic]] = []
-    for row in rows:
-        path = _image_file(folder / "images", row["id"])
-        whole_HWK = read_image(path)
-        pixels.append(_seen(whole_HWK, task.image, crop))
-        if task.kind == "segmentation":
-            planes_SHW = planes_of(read_mask(folder / "masks" / f"{row['id']}.png"), task.classes, row["id"])
-            cut_SHW = np.moveaxis(_middle(np.moveaxis(planes_SHW, 0, 2), crop), 2, 0)
-            truth.append(prepare_planes(np.ascontiguousarray(cut_SHW), task.image))
-        else:
-            number = class_of(row["label"], task.classes)
-            if number is None:
-                raise UserError(f"{folder / 'sites.csv'}: {row['id']} is {row['label']!r}; classes are {task.classes}.")
-            truth.append(np.asarray(number))
-    all_truth = np.stack(truth)
-    return Collection(
-        np.stack(pixels),
-        all_truth.astype(np.uint8) if task.kind == "segmentation" else all_truth.astype(np.int64),
-        tuple(row["site"] for row in rows),
-        tuple(row.get("patientid") or row["id"] for row in rows),
-        ("",) * len(rows),
-    )
-
-
-def _read_sites(path: Path, *columns: str) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"id", "site", *columns} - set(reader.fieldnames or ())
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}). Remove its folder and fetch it anew: `ayni data fetch`."
-        ) from None
-    if missing or not rows:
-        raise UserError(f"{path} needs the columns {', '.join(('id', 'site', *columns))} and a line per image.")
-    return rows
-
-
-def _image_file(folder: Path, name: str) -> Path:
-    found = [folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES if (folder / f"{name}{suffix}").exists()]
-    if not found:
-        raise UserError(f"there is no image {name} in {folder}, which its sites.csv names. Fetch the data set again.")
-    return found[0]
-
-
-def _seen(pixels_HWK: Pixels, image: ImageSettings, crop: int) -> Pixels:
-    cut_HWK = np.ascontiguousarray(_middle(pixels_HWK, crop))
-    if image.channels == 1 and cut_HWK.shape[2] == 3:
-        cut_HWK = np.rint(cut_HWK.mean(axis=2, keepdims=True)).astype(np.uint8)
-    return prepare(cut_HWK, image, resize=True)
-
-
-def _middle(pixels_HWK: Pixels, crop: int) -> Pixels:
-    if not crop:
-        return pixels_HWK
-    height, width = pixels_HWK.shape[:2]
-    top, left = max(0, height - crop) // 2, max(0, width - crop) // 2
-    return pixels_HWK[top : top + crop, left : left + crop]
-
-
-def read_plans(entry: TaskEntry) -> tuple[PublicPlan, dict[str, SitePlan]]:
+def read_plans(entry: TaskEntry) -> Plans:
     """Raises UserError for what an entry of the experiment says wrong."""
     try:
         public = msgspec.convert(entry.public, PublicPlan)
+        repository = msgspec.convert(entry.repository, RepositoryPlan) if entry.repository else None
         sites: dict[str, SitePlan] = msgspec.convert(entry.sites, dict[str, SitePlan])
     except msgspec.ValidationError as error:
         raise UserError(f"the entry of {entry.task} in the experiment: {error}.") from None
     if not sites:
         raise UserError(f"the entry of {entry.task} in the experiment names no sites.")
-    return public, sites
+    return Plans(public, sites, repository)
 
 
 def public_indices(collection: Collection, plan: PublicPlan) -> Indices:
@@ -186,34 +115,39 @@ def public_indices(collection: Collection, plan: PublicPlan) -> Indices:
     return np.sort(ordered[: _whole_patients(collection, ordered, plan.share * len(ordered))])
 
 
-def deal(collection: Collection, public: PublicPlan, sites: dict[str, SitePlan], *, seed: int) -> list[Dealt]:
-    """In the order of the experiment; no image, and no patient of a group, is at two sites, or public and private.
+def deal(collection: Collection, plans: Plans, *, seed: int) -> tuple[list[Dealt], Indices]:
+    """Each site's images in the order of the experiment, and those of the repository. No image, and no patient of a
+    group, is at two sites, or public and private, or in the repository and elsewhere.
 
     Raises UserError if the plan would need that.
     """
-    _check_plans(collection, sites)
-    taken = set(public_indices(collection, public).tolist())
+    _check_plans(collection, plans)
+    taken = set(public_indices(collection, plans.public).tolist())
     given_out: dict[str, int] = {}
-    dealt = []
-    for name, plan in sites.items():
+
+    def next_of(plan: SitePlan | RepositoryPlan) -> Indices:
         mine = np.array([i for i in _of_group(collection, plan.group) if i not in taken], np.int64)
         ordered = _in_order(collection, mine, seed=seed_of(seed, "deal", plan.group))
         start = given_out.get(plan.group, 0)
         end = _whole_patients(collection, ordered, start + plan.share * len(ordered))
         given_out[plan.group] = end
-        dealt.append(_split(collection, ordered[start:end], name, plan, seed))
-    return dealt
+        return ordered[start:end]
+
+    repository = next_of(plans.repository) if plans.repository else np.array([], np.int64)
+    return [_split(collection, next_of(plan), name, plan, seed) for name, plan in plans.sites.items()], repository
 
 
-def _check_plans(collection: Collection, sites: dict[str, SitePlan]) -> None:
+def _check_plans(collection: Collection, plans: Plans) -> None:
     shares: dict[str, float] = {}
-    for plan in sites.values():
+    sites = plans.sites
+    everyone: list[SitePlan | RepositoryPlan] = [*sites.values(), *([plans.repository] if plans.repository else [])]
+    for plan in everyone:
         shares[plan.group] = shares.get(plan.group, 0.0) + plan.share
     if "" in shares and len(shares) > 1:
         raise UserError("sites with a group and sites without one would share images: give all a group, or none.")
     for group, share in shares.items():
         if share > 1 + 1e-9:
-            raise UserError(f"the sites of group {group!r} have shares of {share:g} together; 1 is all.")
+            raise UserError(f"the sites (and the repository) of group {group!r} have shares of {share:g}; 1 is all.")
     if "test" in collection.part_N and any(plan.num_train is not None for plan in sites.values()):
         raise UserError("this data set has a test part of its own: give its sites a share, and no num_train.")
 
@@ -233,8 +167,21 @@ def _split(collection: Collection, own: Indices, name: str, plan: SitePlan, seed
             f"site {name} gets {len(train)} images to learn from and {len(test)} to be tested on. Change its share, "
             "its num_train or train_share, or the share of its group that is public."
         )
+    num_labelled = len(train) if plan.num_labelled is None else plan.num_labelled
+    if num_labelled > len(train):
+        raise UserError(f"site {name} learns from {len(train)} images; {num_labelled} of them cannot be labelled.")
+    labelled, unlabelled = train[:num_labelled], train[num_labelled:]
     pixels, truth = collection.pixels_NHWK, collection.truth
-    return Dealt(name, plan.role, pixels[train], truth[train], pixels[test], truth[test])
+    return Dealt(
+        name,
+        plan.role,
+        pixels[labelled],
+        truth[labelled],
+        pixels[test],
+        truth[test],
+        pixels[unlabelled],
+        truth[unlabelled],
+    )
 
 
 def _of_group(collection: Collection, group: str) -> Indices:

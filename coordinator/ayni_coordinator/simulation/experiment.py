@@ -49,7 +49,8 @@ class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
 
     `public` and `sites` say which images are public and how the others are dealt out (collection.py); `crop` cuts a
     square of so many pixels out of each image's middle, before it is scaled; `settings` are per method; `leave_out`
-    says which groups are left out to be unseen, `personal` which personal models are compared.
+    says which groups are left out to be unseen, `personal` which personal models are compared. `repository` are the
+    labelled images that a teacher at the centre learns from; `methods` are in place of the experiment's.
     """
 
     task: str
@@ -60,6 +61,8 @@ class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     settings: dict[str, dict[str, Setting]] = {}
     leave_out: LeaveOut | None = None
     personal: PersonalSweep | None = None
+    repository: dict[str, Any] = {}
+    methods: tuple[str, ...] = ()
 
 
 class ExperimentFile(_Settings, frozen=True, kw_only=True):
@@ -72,11 +75,13 @@ class ExperimentFile(_Settings, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class TaskPart:
-    """An experiment's entry with its task file read. `told` is what that file says, without defaults and comments."""
+    """An experiment's entry with its task file read. `told` is what that file says, without defaults and comments;
+    `methods` are the entry's or the experiment's."""
 
     entry: TaskEntry
     task: Task
     told: dict[str, Any]
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +115,17 @@ def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experim
     known = known_methods() if methods is None else methods
     settings_for = [name for entry in file.tasks for name in entry.settings]
     studies = [study.method for entry in file.tasks for study in (entry.leave_out, entry.personal) if study]
-    for name in [*file.methods, *settings_for, *studies]:
+    of_tasks = [name for entry in file.tasks for name in entry.methods]
+    for name in [*file.methods, *of_tasks, *settings_for, *studies]:
         if name not in known:
             raise UserError(f"{path}: there is no method {name!r}. Methods are {', '.join(known)}.")
-    parts = tuple(_part(path, entry) for entry in file.tasks)
-    _check_distinct(path, "method", file.methods)
+    parts = tuple(_part(path, entry, entry.methods or file.methods) for entry in file.tasks)
+    for listed in (file.methods, *(entry.methods for entry in file.tasks)):
+        _check_distinct(path, "method", listed)
     _check_distinct(path, "seed", file.seeds)
     _check_distinct(path, "task named", [part.task.name for part in parts])
-    return Experiment(path, file.methods, file.seeds, parts)
+    methods_in_order = tuple(dict.fromkeys((*file.methods, *of_tasks)))
+    return Experiment(path, methods_in_order, file.seeds, parts)
 
 
 def check_data(data: Path, parts: Iterable[TaskPart]) -> None:
@@ -131,7 +139,7 @@ def check_data(data: Path, parts: Iterable[TaskPart]) -> None:
             )
 
 
-def _part(path: Path, entry: TaskEntry) -> TaskPart:
+def _part(path: Path, entry: TaskEntry, methods: tuple[str, ...]) -> TaskPart:
     file = path.parent / entry.task
     task = read_task(file)
     groups = {site.get("group", "") for site in entry.sites.values() if isinstance(site, dict)}
@@ -141,7 +149,7 @@ def _part(path: Path, entry: TaskEntry) -> TaskPart:
                 f"{path}: task {task.name!r} leaves out the group {group!r}; it must be a group of its sites (they "
                 f"have {', '.join(sorted(filter(None, groups))) or 'none'}), and no site's name."
             )
-    return TaskPart(entry, task, tomllib.loads(file.read_text()))
+    return TaskPart(entry, task, tomllib.loads(file.read_text()), methods)
 
 
 def _check_distinct(path: Path, what: str, values: Sequence[str | int]) -> None:

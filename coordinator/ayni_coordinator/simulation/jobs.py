@@ -56,7 +56,7 @@ def jobs_of(experiment: Experiment, data_folder: Path) -> list[Job]:
         for seed in experiment.seeds
         for part in experiment.parts
         for job in [
-            *(_job(experiment, part, method, seed, data_folder) for method in experiment.methods),
+            *(_job(experiment, part, method, seed, data_folder) for method in part.methods),
             *(_job(experiment, part, PERSONAL, seed, data_folder) for _ in range(part.entry.personal is not None)),
             *(_job(experiment, part, UNSEEN, seed, data_folder, group) for group in _groups(part)),
         ]
@@ -96,7 +96,7 @@ def _job(experiment: Experiment, part: TaskPart, method: str, seed: int, data_fo
     plan = part.entry.leave_out
     leave_out = msgspec.structs.replace(plan, groups=(left_out,)) if plan and left_out else None
     personal = part.entry.personal if method == PERSONAL else None
-    entry = msgspec.structs.replace(part.entry, settings=settings, leave_out=leave_out, personal=personal)
+    entry = msgspec.structs.replace(part.entry, settings=settings, leave_out=leave_out, personal=personal, methods=())
     return Job(
         task=part.task, method=method, seed=seed, entry=entry, experiment=str(experiment.path.resolve()),
         data_folder=str(data_folder.resolve()), fingerprint=_fingerprint(part, entry, method, seed),

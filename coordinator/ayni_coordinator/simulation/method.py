@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ayni.learning.batches import Normaliser
+from ayni.learning.dual_kd import TeacherModel
 from ayni.learning.objective import Objective, objective_of
 from ayni.learning.site_data import OwnImages, PublicImages
 from ayni.task import Architecture, Role, Task
@@ -33,15 +35,28 @@ class Public:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedSite:
-    """A site's name, its part, and its own images; its test images are not here."""
+    """A site's name, its part, and its own images; its test images are not here. `hidden_truth` is that of its
+    unlabelled images, for an upper bound alone."""
 
     name: str
     role: Role
     own: OwnImages
+    hidden_truth: Tensor | None = None
 
     @property
     def num_examples(self) -> int:
         return len(self.own.train_NCHW)
+
+
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """The labelled images at the centre, and the teacher that learnt from them, as an artefact too; `data` is where
+    what is made of them once is kept."""
+
+    repository: OwnImages
+    teacher: TeacherModel
+    artefact: bytes
+    data: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,7 @@ class Setup:
     sites: tuple[SimulatedSite, ...]
     public: Public
     settings: Mapping[str, Setting]
+    centre: Centre | None = None
     memory: dict[str, Any] = field(default_factory=dict)  # what a method wants to make once for all sites
 
     @property
@@ -108,7 +124,8 @@ class Method:
     coordinator's next state and what goes down, from the sites' messages in the order of their names; after the last
     round the sites get that too. Of `candidates` the first diagnoses, unless another is better on the site's
     held-out images by more than chance. `public` is the set that the method wants, `guided` whether it wants the
-    foundation model's answers on it. What a method is called on the page, and its paper, stand in methods.toml.
+    foundation model's answers on it, `taught` whether it wants the centre's teacher. What a method is called on the
+    page, and its paper, stand in methods.toml.
     """
 
     open: Callable[[Setup], tuple[Any, Broadcast]]
@@ -119,6 +136,7 @@ class Method:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     public: Literal["in-domain", "out-of-domain"] = "in-domain"
     guided: bool = False
+    taught: bool = False
     change_task: Callable[[Task], Task] = lambda task: task
 
 

@@ -18,7 +18,8 @@ from ayni.task import Task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo, encode_image_set
 from ayni.tensors.targets import decode_targets
 from ayni_coordinator.guidance.ask import guide
-from ayni_coordinator.simulation.collection import Collection, Pixels, PublicPlan, load_collection, public_indices
+from ayni_coordinator.simulation.collection import Collection, Pixels, PublicPlan, public_indices
+from ayni_coordinator.simulation.loading import load_collection
 from ayni_coordinator.simulation.method import Method, Public
 
 PATIENCE_S = 1800.0  # another run may be asking about the same images
@@ -36,8 +37,7 @@ def load_public(collection: Collection, plan: PublicPlan, task: Task, data: Path
         if not plan.out_of_domain:
             raise UserError(f"{task.name}: name another data set as public.out_of_domain in the experiment.")
         name, pixels_PHWK = plan.out_of_domain, _foreign(data, plan, task, len(own_PHWK))
-    height, width, channels = pixels_PHWK.shape[1:]
-    info = ImageSetInfo(name=name, licence=plan.licence, shape=(len(pixels_PHWK), height, width, channels))
+    info = ImageSetInfo(name=name, licence=plan.licence, shape=pixels_PHWK.shape)
     images = ImageSet(info, pixels_PHWK)
     artefact = encode_image_set(images)
     sha256 = hashlib.sha256(artefact).hexdigest()

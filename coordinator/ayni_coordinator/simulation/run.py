@@ -21,12 +21,14 @@ from ayni.learning.models import best_of
 from ayni.learning.scores import answers, final_scores
 from ayni.learning.site_data import own_images
 from ayni.task import Task
-from ayni_coordinator.simulation.collection import Dealt, deal, load_collection, read_plans
+from ayni_coordinator.simulation.collection import Dealt, deal, read_plans
 from ayni_coordinator.simulation.experiment import METHODS, Setting
 from ayni_coordinator.simulation.jobs import Job, Tell
+from ayni_coordinator.simulation.loading import load_collection
 from ayni_coordinator.simulation.method import Candidate, Message, Method, Setup, SimulatedSite
 from ayni_coordinator.simulation.public import load_public
 from ayni_coordinator.simulation.results import Row
+from ayni_coordinator.simulation.teachers import centre_of
 
 
 def method_named(name: str) -> Method:
@@ -55,15 +57,20 @@ def run_job(job: Job, tell: Tell) -> list[Row]:
 def set_up(job: Job, method: Method) -> tuple[Setup, list[Dealt]]:
     """What the method is given, and the same sites with their test images, which it is not."""
     task = method.change_task(msgspec.structs.replace(job.task, seed=job.seed))
-    public_plan, site_plans = read_plans(job.entry)
-    collection = load_collection(Path(job.data_folder), job.entry.data, task, job.entry.crop)
-    dealt = deal(collection, public_plan, site_plans, seed=job.seed)
-    public = load_public(collection, public_plan, task, Path(job.data_folder), method)
+    plans, data = read_plans(job.entry), Path(job.data_folder)
+    collection = load_collection(data, job.entry.data, task, job.entry.crop)
+    dealt, repository = deal(collection, plans, seed=job.seed)
+    public = load_public(collection, plans.public, task, data, method)
+    centre = None
+    if method.taught or len(repository):
+        centre = centre_of(collection, repository, task, public.images.normalise, data)
     del collection
-    sites = tuple(
-        SimulatedSite(one.name, one.role, own_images(one.pixels_NHWK, one.truth, task, one.name)) for one in dealt
-    )
-    return Setup(task, sites, public, _settings(method, job)), dealt
+    return Setup(task, tuple(_site(one, task) for one in dealt), public, _settings(method, job), centre), dealt
+
+
+def _site(dealt: Dealt, task: Task) -> SimulatedSite:
+    own = own_images(dealt.pixels_NHWK, dealt.truth, task, dealt.name, unlabelled=dealt.unlabelled_NHWK)
+    return SimulatedSite(dealt.name, dealt.role, own, torch.from_numpy(dealt.hidden_truth))
 
 
 def _settings(method: Method, job: Job) -> Mapping[str, Setting]:

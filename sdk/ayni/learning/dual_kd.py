@@ -143,8 +143,12 @@ class Student:
         seed = seed_of(self._seed, "noise", number)
         taught = ask_teacher(self.teacher, x_BCHW, settings, self.objective, seed=seed)
         with deepest_features(self.small) as features:
-            answered = self.objective.probabilities(self.small(x_BCHW))
-        loss = settings.response_weight * response_loss(answered, taught.probabilities, taught.sure)
+            logits = self.small(x_BCHW)
+        if settings.response == "soft-labels":
+            response = self.objective.supervised(logits, taught.probabilities)
+        else:
+            response = response_loss(self.objective.probabilities(logits), taught.probabilities, taught.sure)
+        loss = settings.response_weight * response
         if settings.feature_weight > 0:
             loss = loss + settings.feature_weight * feature_loss(features[0].flatten(2), taught.features_BFP)
         return loss

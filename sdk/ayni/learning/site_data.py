@@ -85,13 +85,14 @@ def _stamp(data: Path) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _read_own_images(data: Path, site: str, task: Task, stamp: int) -> OwnImages:
+    few_labels = task.dual_kd is not None
     if task.kind == "segmentation":
-        segmented = load_segmented(data, task.image, task.classes)
-        return own_images(segmented.pixels_NHWC, segmented.masks_NSHW, task, site)
-    images = load_images(data, task.image, task.classes)
+        segmented = load_segmented(data, task.image, task.classes, unlabelled=few_labels)
+        return own_images(segmented.pixels_NHWC, segmented.masks_NSHW, task, site, unlabelled=segmented.unlabelled)
+    images = load_images(data, task.image, task.classes, unlabelled=few_labels)
     if len(np.unique(images.labels_N)) < 2:
         raise DataError(f"{data} holds images of one class only. Add images of the others: {', '.join(task.classes)}.")
-    return own_images(images.pixels_NHWC, images.labels_N, task, site)
+    return own_images(images.pixels_NHWC, images.labels_N, task, site, unlabelled=images.unlabelled)
 
 
 def own_images(

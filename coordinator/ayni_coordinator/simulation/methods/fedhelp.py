@@ -41,7 +41,10 @@ def open(setup: Setup) -> tuple[GlobalModel, Broadcast]:
 
 
 def init(setup: Setup, site: SimulatedSite) -> State:
+    """Where there is no foundation model, a clinic's public steps are private ones."""
     learner = make_learner(setup, site, setup.public.images, distill=False)
+    if isinstance(learner, Clinic) and learner.guidance is None and setup.task.guidance.source == "none":
+        learner.num_steps = setup.num_rounds * setup.steps_per_round("clinic")
     return State(site, learner, SiteModel())
 
 

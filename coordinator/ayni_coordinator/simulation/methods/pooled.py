@@ -1,7 +1,8 @@
 """All images in one place, as no hospital network may have them: the upper bound.
 
 One small network (for the clinics) and one large one (for the hospitals) learn at the centre from all sites' training
-images, for as many steps as a site's own would; no site works, and what goes up are the images.
+images, for as many steps as a site's own would; no site works, and what goes up are the images. Where sites have
+unlabelled images, their truth counts too; where the centre has a labelled repository, its images do.
 """
 
 from __future__ import annotations
@@ -41,16 +42,18 @@ def init(setup: Setup, site: SimulatedSite) -> SimulatedSite:
 def site_step(setup: Setup, state: SimulatedSite, received: Message, round_number: int) -> Message:
     if round_number > 1:
         return {}
-    pixels = torch.cat([state.own.train_NCHW, state.own.holdout_MCHW]).numpy()
+    pixels = torch.cat([state.own.train_NCHW, state.own.holdout_MCHW, state.own.unlabelled_UCHW]).numpy()
     return {"images": zlib.compress(pixels.tobytes(), 9)}
 
 
 def _trained(setup: Setup, role: Role) -> Alone:
     parts = [site.own for site in setup.sites]
-    pixels_NCHW = torch.cat([part.train_NCHW for part in parts])
+    centre = [setup.centre.repository] if setup.centre else []
+    revealed = [(site.own.unlabelled_UCHW, site.hidden_truth) for site in setup.sites if site.hidden_truth is not None]
+    pixels_NCHW = torch.cat([*(part.train_NCHW for part in [*parts, *centre]), *(pixels for pixels, _ in revealed)])
     everything = OwnImages(
         train_NCHW=pixels_NCHW,
-        train_truth=torch.cat([part.train_truth for part in parts]),
+        train_truth=torch.cat([*(part.train_truth for part in [*parts, *centre]), *(truth for _, truth in revealed)]),
         holdout_MCHW=torch.cat([part.holdout_MCHW for part in parts]),
         holdout_truth=torch.cat([part.holdout_truth for part in parts]),
         unlabelled_UCHW=pixels_NCHW[:0],

@@ -1,0 +1,100 @@
+"""What the centre makes of its labelled images: the teacher, and first weights that have seen them. Made once for all
+methods, and kept beside the data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ayni.artefacts.files import write_atomic
+from ayni.artefacts.lock import folder_lock
+from ayni.errors import UserError
+from ayni.learning.batches import Normaliser
+from ayni.learning.dual_kd import Student, TeacherModel
+from ayni.learning.networks import build_network, initial_weights, load_weights, weights_of
+from ayni.learning.site_data import OwnImages, own_images
+from ayni.learning.teacher import SITE, Teacher
+from ayni.task import Task
+from ayni.tensors import safe
+from ayni.tensors.safe import Floats
+from ayni.tensors.teacher import TeacherInfo, TeacherWeights, decode_teacher, encode_teacher
+from ayni_coordinator.simulation.collection import Collection, Indices
+from ayni_coordinator.simulation.method import Centre
+
+FOLDER = ".teachers"
+PATIENCE_S = 3600.0  # another run may be training it
+
+
+def centre_of(collection: Collection, repository: Indices, task: Task, normalise: Normaliser, data: Path) -> Centre:
+    """The repository's images, normalised as all sites do, and the teacher. Raises UserError without a repository."""
+    if not len(repository):
+        raise UserError(f"{task.name}: a teacher needs a `repository` of labelled images in the experiment.")
+    own = own_images(collection.pixels_NHWK[repository], collection.truth[repository], task, SITE)
+    own = OwnImages(
+        own.train_NCHW, own.train_truth, own.holdout_MCHW, own.holdout_truth, own.unlabelled_UCHW, normalise, own.sha256
+    )
+    decides = (task.teacher_network, task.dual_kd.teacher_steps if task.dual_kd else 0)
+    artefact = _made_once(data, "teacher", own, task, decides, lambda: _trained(own, task))
+    decoded = decode_teacher(artefact)
+    network = build_network(task.teacher_network, task.image, len(task.classes))
+    load_weights(network, decoded.weights)
+    return Centre(own, TeacherModel(network, normalise), artefact, data)
+
+
+def _trained(own: OwnImages, task: Task) -> bytes:
+    learner = Teacher(own, task)
+    for number in range(learner.num_steps):
+        learner.step(number)
+    info = TeacherInfo(
+        task=task.name,
+        kind=task.kind,
+        network=task.teacher_network,
+        classes=task.classes,
+        image=task.image,
+        pixel_mean=own.normalise.mean,
+        pixel_std=own.normalise.std,
+        name=f"teacher of {task.name}",
+        num_images=len(own.train_truth),
+        num_held_out=len(own.holdout_truth),
+    )
+    return encode_teacher(TeacherWeights(info, weights_of(learner.average.module)))
+
+
+def start_of(centre: Centre, task: Task) -> dict[str, Floats]:
+    """First weights of the small network after a whole federation's steps at the centre: with the truth of the
+    repository's images, and with the teacher's answers."""
+
+    def make() -> bytes:
+        student = Student(centre.repository, centre.teacher, task, SITE)
+        load_weights(student.small, initial_weights(task))
+        student.num_steps = 2 * student.num_steps  # as a small site's
+        for number in range(student.num_steps):
+            student.step(number)
+        return safe.encode(weights_of(student.small))
+
+    tensors = safe.decode(
+        _made_once(centre.data, "start", centre.repository, task, (task.networks, task.dual_kd), make)
+    )
+    return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+
+
+def _made_once(
+    data: Path, what: str, own: OwnImages, task: Task, decides: Sequence[object], make: Callable[[], bytes]
+) -> bytes:
+    """Named by all that decides it; how many labels the sites have does not."""
+    all_that: list[object] = [what, own.sha256, own.normalise.mean, own.normalise.std]
+    all_that += [task.kind, task.image, task.training, task.seed, *decides]
+    name = hashlib.sha256(msgspec.json.encode(all_that, order="deterministic")).hexdigest()
+    kept = data / FOLDER / f"{what}-{name[:24]}.safetensors"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lock = kept.with_suffix(".lock")
+        lock.mkdir(exist_ok=True)
+        with folder_lock(lock, f"another run trains the {what}", patience_s=PATIENCE_S):
+            if not kept.exists():
+                write_atomic(kept, make())
+    return kept.read_bytes()
