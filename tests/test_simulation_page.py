@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from ayni.cli import app
 from ayni.errors import DataError
 from ayni_coordinator.simulation.evidence import TaskEvidence, by_task
-from ayni_coordinator.simulation.method_titles import TITLES_FILE, known_titles
+from ayni_coordinator.simulation.experiment import known_methods
+from ayni_coordinator.simulation.method_titles import known_titles
 from ayni_coordinator.simulation.page import write_page
 from ayni_coordinator.simulation.page_claims import (
     Verdict,
@@ -213,8 +214,7 @@ def test_the_command_makes_the_page(tmp_path: Path) -> None:
 
 
 def test_every_method_that_can_be_run_has_a_title_on_the_page() -> None:
-    modules = {path.stem for path in TITLES_FILE.with_name("methods").glob("*.py")} - {"__init__"}
-    assert modules <= known_titles().keys()
+    assert set(known_methods()) <= known_titles().keys()
 
 
 @pytest.mark.skipif(not (DOCS / "results.json").exists(), reason="no results have been measured yet")
@@ -227,3 +227,47 @@ def test_the_page_in_the_documentation_is_what_its_rows_give_and_every_method_on
     for made in sorted({*tmp_path.glob("results*")} - {tmp_path / notes.name}):
         assert made.read_bytes() == (DOCS / made.name).read_bytes(), f"run ayni results: {made.name} is not current"
     assert {one.method for one in rows} <= known_titles().keys()
+
+
+def few(method: str, gain: float, *, task: str, num_seeds: int = 3, down: int = 1000) -> list[Row]:
+    """Two small sites and a large one, with a Dice of `gain` over what each has alone."""
+    sites: list[tuple[str, SiteRole, float]] = [("a", "clinic", 0.7), ("b", "clinic", 0.8), ("c", "hospital", 0.6)]
+    return [
+        Row(
+            task=task, method=method, seed=seed, site=site, role=role, num_train=4,
+            metrics={"dice": alone + gain, "hd95": 4.0, "assd": 1.25, "dice_left": alone, "hd95_left": 3.0},
+            bytes_up=500, bytes_down=down, seconds=10.0, rounds=10,
+        )
+        for seed in range(num_seeds)
+        for site, role, alone in sites
+    ]  # fmt: skip
+
+
+def test_few_labels_are_judged_by_figures_worked_out_by_hand(tmp_path: Path) -> None:
+    rows = [
+        line
+        for task, taught in (("h_4", 0.09), ("h_8", 0.05))
+        for method, gain, down in (
+            ("local", 0.0, 0), ("pooled", 0.1, 0), ("fedavg", 0.02, 1000), ("mean_teacher", 0.03, 1000),
+            ("fixmatch", 0.01, 1000), ("pseudo_label", 0.02, 1000), ("dual_kd", taught, 61_000),
+        )
+        for line in few(method, gain, task=task, down=down)
+    ]  # fmt: skip
+    page = page_of(rows, tmp_path)
+    assert "At least two thirds of the way from alone to pooled: **holds**: 0.90 (0.90 at the small sites)." in page
+    assert "At least two thirds of the way from alone to pooled: does not hold: 0.50 (0.50 at the small sites)." in page
+    assert "| `dual_kd` | +0.060 (`mean_teacher`) | +0.020 (`mean_teacher`) | **yes** |" in page
+    assert page.count("Ahead of every rival that learns from unlabelled images: **holds**") == 2
+    assert "| h_4 | 60.0 kB | 0.1 kB | 1 | 1 |" in page  # 60,000 bytes once; (1000 + 500) / 10 a round
+    assert "small sites: HD95, mm (lower is better)" in page
+    assert "| small sites | left: Dice | left: HD95, mm | left: ASSD, mm |" in page
+
+
+def test_a_part_of_dual_distillation_is_measured_against_dual_distillation(tmp_path: Path) -> None:
+    rows = [
+        *few("local", 0.0, task="h_4"),
+        *few("dual_kd", 0.05, task="h_4"),
+        *few("dual_kd_no_response", 0.02, task="h_4"),
+    ]
+    page = page_of(rows, tmp_path)
+    assert "| the teacher's answers | h_4 | **+0.030 [+0.030, +0.030]** | **+0.030 [+0.030, +0.030]** |" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from ayni_coordinator.simulation.method_titles import in_page_order
 from ayni_coordinator.simulation.results import MAIN_METRICS, Row, SiteRole
 from ayni_coordinator.simulation.statistics import Cells, Estimate, estimate, paired_difference
 
-LOWER_IS_BETTER = frozenset({"hd95"})
+LOWER_IS_BETTER = frozenset({"hd95", "assd"})
+OF_STRUCTURE = re.compile(r"(dice|hd95|assd)_(.+)")  # a figure of one structure by itself
 SHARES = frozenset({"auc", "balanced_accuracy", "dice"})
 
 
@@ -79,12 +81,27 @@ class TaskEvidence:
         return {row.seed for row in self.rows if row.method == method and role in (None, row.role)}
 
     def second_metrics(self, *roles: SiteRole) -> list[str]:
-        return sorted({name for row in self.rows if row.role in roles for name in row.metrics} - {self.metric})
+        """Beside the main one; not those of single structures."""
+        names = {name for row in self.rows if row.role in roles for name in row.metrics} - {self.metric}
+        return sorted(name for name in names if not OF_STRUCTURE.fullmatch(name))
+
+    @property
+    def structures(self) -> list[str]:
+        """Those that have figures of their own, in their order."""
+        found = (OF_STRUCTURE.fullmatch(name) for row in self.rows for name in row.metrics)
+        return list(dict.fromkeys(match[2] for match in found if match))
+
+    @property
+    def unit(self) -> str:
+        """Of distances: volumes have an average surface distance, and are measured in mm."""
+        return "mm" if any("assd" in row.metrics for row in self.rows) else "pixels"
 
     def digits(self, metric: str) -> int:
         """Decimals to show: three for shares of one, one for pixels and whatever else is large."""
-        if metric in SHARES:
+        if metric in SHARES or metric.startswith("dice_"):
             return 3
+        if metric.startswith(("hd95", "assd")) and self.unit == "mm":
+            return 2
         return 3 if all(abs(row.metrics.get(metric, 0.0)) <= 1 for row in self.rows) else 1
 
 

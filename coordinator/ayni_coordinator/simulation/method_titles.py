@@ -14,12 +14,14 @@ Kind = Literal["bound", "baseline", "ours", "ablation", "personal"]
 
 
 class Title(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`title` is one line; `source` says where the method was published; `part` is what an ablation leaves out."""
+    """`title` is one line; `source` says where the method was published; `part` is what an ablation of the method `of`
+    leaves out."""
 
     kind: Kind
     title: str = ""
     source: str = ""
     part: str = ""
+    of: str = "fedhelp"
 
 
 @cache

@@ -11,6 +11,7 @@ from ayni.errors import DataError
 from ayni_coordinator.simulation import page_claims, page_tables
 from ayni_coordinator.simulation.evidence import TaskEvidence, by_task
 from ayni_coordinator.simulation.markdown import plain
+from ayni_coordinator.simulation.page_few_labels import few_labels_section, lead_grows_section
 from ayni_coordinator.simulation.page_gaps import gaps
 from ayni_coordinator.simulation.page_tables import ALONE, OURS, metric_name
 from ayni_coordinator.simulation.page_unseen import unseen_section
@@ -87,9 +88,9 @@ def _paragraphs(everything: Sequence[TaskEvidence], markdown: Path, notes_name: 
         "large site that fares worst, and by the interval over all of them."
     )
     yield from page_claims.claims_section(federated)
-    yield f"### What each part of `{OURS}` was worth, also where it was worth nothing"
-    yield f"`{OURS}` minus the same without the part, paired."
     yield from page_claims.parts_section(federated)
+    yield from few_labels_section(federated)
+    yield from lead_grows_section(federated)
     for evidence in federated:
         yield from _task_section(evidence, markdown)
     yield from unseen_section(everything)
@@ -114,6 +115,8 @@ def _task_section(evidence: TaskEvidence, markdown: Path) -> Iterator[str]:
     yield f"![{task}: gain over alone against bytes]({picture_name(markdown, evidence.task, 'bytes')})"
     if second := page_tables.second_table(evidence):
         yield second
+    if of_each := page_tables.structures_table(evidence):
+        yield of_each
 
 
 def _sites_in_words(evidence: TaskEvidence) -> str:

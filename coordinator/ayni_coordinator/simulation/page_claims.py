@@ -124,13 +124,21 @@ def _marked(answer: Answer) -> str:
 
 
 def parts_section(everything: Sequence[TaskEvidence]) -> Iterator[str]:
-    """FedHelp minus each of its ablations: what the part that is left out was worth."""
+    """Each method minus each of its ablations: what the part that is left out was worth."""
     ablations = in_page_order(
         name for evidence in everything for name in evidence.methods if title_of(name).kind == "ablation"
     )
+    wholes = list(dict.fromkeys(title_of(name).of for name in ablations)) or [OURS]
+    for whole in wholes:
+        yield f"### What each part of {named(whole)} was worth, also where it was worth nothing"
+        yield f"{named(whole)} minus the same without the part, paired."
+        yield from _parts_of(everything, whole, [name for name in ablations if title_of(name).of == whole])
+
+
+def _parts_of(everything: Sequence[TaskEvidence], whole: str, ablations: Sequence[str]) -> Iterator[str]:
     rows = [row for ablation in ablations for evidence in everything if (row := _worth_row(evidence, ablation))]
     if not rows:
-        yield f"No ablation has a run in common with {named(OURS)}."
+        yield f"No ablation has a run in common with {named(whole)}."
         return
     yield table(["part of it", "task", "worth at small sites", "worth at large sites"], rows)
     yield "\n".join(line for ablation in ablations if (line := _worth_in_words(everything, ablation)))
@@ -138,7 +146,7 @@ def parts_section(everything: Sequence[TaskEvidence]) -> Iterator[str]:
 
 def _worth_row(evidence: TaskEvidence, ablation: str) -> list[str]:
     """Empty where the task has no pair of the two."""
-    worths = {role: evidence.difference(OURS, ablation, role) for role in SIZES}
+    worths = {role: evidence.difference(title_of(ablation).of, ablation, role) for role in SIZES}
     if not any(worths.values()):
         return []
     digits = evidence.digits(evidence.metric)
@@ -151,7 +159,7 @@ def _worth_in_words(everything: Sequence[TaskEvidence], ablation: str) -> str:
     found: dict[str, list[str]] = {}
     for role, size in SIZES.items():
         for evidence in everything:
-            if (worth := evidence.difference(OURS, ablation, role)) is not None:
+            if (worth := evidence.difference(title_of(ablation).of, ablation, role)) is not None:
                 found.setdefault(_effect(worth), []).append(f"{plain(evidence.task)} ({size} sites)")
     said = "; ".join(f"{effect} on {listed(found[effect])}" for effect in EFFECTS if effect in found)
     return f"- {plain(title_of(ablation).part)}: {said}." if said else ""

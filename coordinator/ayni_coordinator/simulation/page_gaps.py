@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from ayni_coordinator.simulation.evidence import TaskEvidence
 from ayni_coordinator.simulation.markdown import listed, plain
 from ayni_coordinator.simulation.method_titles import in_page_order
+from ayni_coordinator.simulation.page_few_labels import is_of_few_labels
 from ayni_coordinator.simulation.page_tables import metric_name, named
 
 ENOUGH_SEEDS = 3
@@ -14,8 +15,12 @@ ENOUGH_SEEDS = 3
 
 def gaps(everything: Sequence[TaskEvidence]) -> list[str]:
     """One sentence for each gap."""
-    methods = in_page_order(method for evidence in everything for method in evidence.methods)
-    return [sentence for evidence in everything for sentence in _gaps(evidence, methods)]
+    found = []
+    for kind in (False, True):  # of tasks with few labels, other methods are compared
+        alike = [evidence for evidence in everything if is_of_few_labels(evidence) == kind]
+        methods = in_page_order(method for evidence in alike for method in evidence.methods)
+        found += [sentence for evidence in alike for sentence in _gaps(evidence, methods)]
+    return found
 
 
 def _gaps(evidence: TaskEvidence, methods: Sequence[str]) -> Iterator[str]:

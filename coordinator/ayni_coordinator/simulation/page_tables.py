@@ -12,11 +12,13 @@ from ayni_coordinator.simulation.method_titles import in_page_order, known_title
 from ayni_coordinator.simulation.results import SiteRole
 
 OURS, ALONE = "fedhelp", "local"
-_NAMES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "dice": "Dice", "hd95": "HD95, pixels"}
+_NAMES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "dice": "Dice", "hd95": "HD95", "assd": "ASSD"}
 
 
-def metric_name(metric: str) -> str:
-    return _NAMES.get(metric, plain(metric) or "score")
+def metric_name(metric: str, unit: str = "pixels") -> str:
+    """`unit`: of distances."""
+    name = _NAMES.get(metric, plain(metric) or "score")
+    return f"{name}, {unit}" if metric in LOWER_IS_BETTER else name
 
 
 def named(method: str) -> str:
@@ -56,7 +58,12 @@ def second_table(evidence: TaskEvidence) -> str:
     header = ["method"]
     for metric in metrics:
         hint = " (lower is better)" if metric in LOWER_IS_BETTER else ""
-        header += [f"small sites: {metric_name(metric)}{hint}", f"over `{ALONE}`", "large sites", f"over `{ALONE}`"]
+        header += [
+            f"small sites: {metric_name(metric, evidence.unit)}{hint}",
+            f"over `{ALONE}`",
+            "large sites",
+            f"over `{ALONE}`",
+        ]
     rows = []
     for method in evidence.methods:
         cells = [named(method)]
@@ -66,6 +73,19 @@ def second_table(evidence: TaskEvidence) -> str:
             cells += [text for role in roles for text in (_score(evidence, method, role, metric), over(ALONE, role))]
         rows.append(cells)
     return table(header, rows)
+
+
+def structures_table(evidence: TaskEvidence) -> str:
+    """Each structure's figures at the small sites; "" if there are none."""
+    if not evidence.structures:
+        return ""
+    figures = [(structure, metric) for structure in evidence.structures for metric in ("dice", "hd95", "assd")]
+    header = [f"{plain(structure)}: {metric_name(metric, evidence.unit)}" for structure, metric in figures]
+    rows = []
+    for method in evidence.methods:
+        scores = [_score(evidence, method, "clinic", f"{metric}_{structure}") for structure, metric in figures]
+        rows.append([named(method), *scores])
+    return table(["small sites", *header], rows)
 
 
 def unseen_table(evidence: TaskEvidence) -> str:
