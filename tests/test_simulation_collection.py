@@ -115,7 +115,10 @@ def test_what_is_tested_on_was_trained_on_nowhere_also_not_by_the_teacher() -> N
     assert sorted(chain(*places)) == list(range(NUM))
     assert [len(one.truth) for one in dealt] == [4, 6]
     assert [len(one.unlabelled_NHWK) for one in dealt] == [6, 0]
-    assert all(int(label) == (i % 8 >= 6) for i, label in zip(ids(dealt[0].unlabelled_NHWK), dealt[0].hidden_truth))
+    assert all(
+        int(label) == (i % 8 >= 6)
+        for i, label in zip(ids(dealt[0].unlabelled_NHWK), dealt[0].hidden_truth, strict=True)
+    )
     tested = {i // 2 for one in dealt for i in ids(one.test_pixels_NHWK)}
     trained = {i // 2 for one in dealt for i in ids(one.pixels_NHWK, one.unlabelled_NHWK)} | {
         i // 2 for i in repository
