@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
 from ayni.errors import UserError
 from ayni.learning.dual_kd import Student, TeacherModel, ask_teacher, feature_loss, response_loss
 from ayni.learning.losses import class_doubt, mask_doubt
-from ayni.learning.networks import seeded_network, weights_of
+from ayni.learning.networks import initial_weights, load_weights, seeded_network, weights_of
 from ayni.learning.objective import CLASSIFICATION, SEGMENTATION
-from ayni.learning.teacher import Teacher
+from ayni.learning.teacher import Teacher, first_weights
 from ayni.task import DualKdSettings, ImageSettings, ResNetSettings, UNetSettings, check_kind
+from ayni.tensors.safe import Floats
 from small_volumes import SIZE, own_volumes, volume_task
 
 TASK = volume_task()
@@ -137,3 +139,20 @@ def test_the_teacher_learns_its_volumes() -> None:
     teacher = Teacher(own_volumes(task, num_unlabelled=0), task)
     losses = [teacher.step(number)["private"] for number in range(120)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_first_weights_have_learnt_at_the_centre_and_half_precision_holds_them() -> None:
+    own, teacher = own_volumes(TASK, num_unlabelled=0), teacher_model()
+    done: list[int] = []
+    weights = first_weights(own, teacher, TASK, 60, done.append)
+    assert done == list(range(1, 61))
+    assert all((tensor == tensor.astype(np.float16)).all() for tensor in weights.values())
+    x = own.normalise(own.train_NCHW)
+
+    def loss(some: dict[str, Floats]) -> float:
+        network = seeded_network(TASK.small_network, TASK, 0)
+        load_weights(network, some)
+        with torch.no_grad():
+            return float(SEGMENTATION.supervised(network(x), own.train_truth))
+
+    assert loss(weights) < 0.8 * loss(initial_weights(TASK))

@@ -148,7 +148,9 @@ class DualKdSettings(_Settings, frozen=True, kw_only=True):
     where the teacher is sure (the entropy of its mean answer to `passes` noisy copies is below the share
     `max_entropy` of the most possible); `feature_weight` that of the KL between channels' softmax at the bottleneck.
     Both rise over the share `ramp_up` of all steps. `response` "soft-labels", which is not the paper's: the teacher's
-    mean probabilities count as truth, everywhere. `teacher`: its network; the task's large one by default.
+    mean probabilities count as truth, everywhere. `teacher`: its network; the task's large one by default, trained for
+    `teacher_steps`. With `start_steps` the centre then trains the small network for so many on the same images, and
+    round 1 begins with that; it costs no byte.
     """
 
     response: Literal["squares", "soft-labels"] = "squares"
@@ -160,6 +162,7 @@ class DualKdSettings(_Settings, frozen=True, kw_only=True):
     ramp_up: Annotated[float, Meta(ge=0, le=1)] = 0.4
     teacher: Architecture | None = None
     teacher_steps: PositiveInt = 2000
+    start_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class PersonalSettings(_Settings, frozen=True, kw_only=True):

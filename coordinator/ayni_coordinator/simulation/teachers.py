@@ -14,10 +14,10 @@ from ayni.artefacts.files import write_atomic
 from ayni.artefacts.lock import folder_lock
 from ayni.errors import UserError
 from ayni.learning.batches import Normaliser
-from ayni.learning.dual_kd import Student, TeacherModel
-from ayni.learning.networks import build_network, initial_weights, load_weights, weights_of
+from ayni.learning.dual_kd import TeacherModel
+from ayni.learning.networks import build_network, load_weights, weights_of
 from ayni.learning.site_data import OwnImages, own_images
-from ayni.learning.teacher import SITE, Teacher
+from ayni.learning.teacher import SITE, Teacher, first_weights
 from ayni.task import Task
 from ayni.tensors import safe
 from ayni.tensors.safe import Floats
@@ -65,16 +65,11 @@ def _trained(own: OwnImages, task: Task) -> bytes:
 
 
 def start_of(centre: Centre, task: Task) -> dict[str, Floats]:
-    """First weights of the small network after a whole federation's steps at the centre: with the truth of the
-    repository's images, and with the teacher's answers."""
+    """First weights of the small network after as many steps at the centre as a small site takes in all."""
+    num_steps = 2 * task.training.rounds * task.training.steps_per_round
 
     def make() -> bytes:
-        student = Student(centre.repository, centre.teacher, task, SITE)
-        load_weights(student.small, initial_weights(task))
-        student.num_steps = 2 * student.num_steps  # as a small site's
-        for number in range(student.num_steps):
-            student.step(number)
-        return safe.encode(weights_of(student.small))
+        return safe.encode(first_weights(centre.repository, centre.teacher, task, num_steps))
 
     tensors = safe.decode(
         _made_once(centre.data, "start", centre.repository, task, (task.networks, task.dual_kd), make)

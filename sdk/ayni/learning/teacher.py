@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import distributed, nn
 
 from ayni.errors import UserError
+from ayni.learning.dual_kd import Student, TeacherModel
 from ayni.learning.learners import adam, averaged, descend, learning_rate_at, own_batches
-from ayni.learning.networks import seeded_network
+from ayni.learning.networks import initial_weights, load_weights, seeded_network, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.site_data import OwnImages
 from ayni.task import Task
+from ayni.tensors.safe import Floats
 
 SITE = "teacher"  # in place of a site's name, in seeds
 
@@ -54,3 +59,21 @@ class Teacher:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.world
+
+
+def first_weights(
+    own: OwnImages,
+    teacher: TeacherModel,
+    task: Task,
+    num_steps: int,
+    on_step: Callable[[int], None] = lambda done: None,
+) -> dict[str, Floats]:
+    """The small network that round 1 starts from, after `num_steps` as a student on the centre's images: their truth,
+    and the teacher's answers to them. Half precision holds its values exactly, as those of `initial_weights`."""
+    student = Student(own, teacher, task, SITE)
+    load_weights(student.small, initial_weights(task))
+    student.num_steps = num_steps
+    for number in range(num_steps):
+        student.step(number)
+        on_step(number + 1)
+    return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in weights_of(student.small).items()}
