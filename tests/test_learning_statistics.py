@@ -41,9 +41,7 @@ def network(name: str) -> Network:
 def unet_3d() -> Network:
     torch.manual_seed(3)
     unet = UNet(spatial_dims=3, in_channels=1, out_channels=5, channels=(4, 8), strides=(2,), norm="instance")
-    made = Network(nn.Sequential(unet), 5, 2, dense=True)
-    made.head = nn.Conv3d(5, 2, kernel_size=1)
-    return made.eval()
+    return Network(nn.Sequential(unet), 5, 2, seen=(8, 8, 8), dense=True).eval()
 
 
 def images(num: int, *sides: int, seed: int = 0) -> Tensor:
@@ -65,7 +63,7 @@ class Halves(nn.Module):
 
 
 def test_moments_worked_out_by_hand() -> None:
-    made = Network(nn.Sequential(Halves()), 2, 1, dense=True)
+    made = Network(nn.Sequential(Halves()), 2, 1, seen=(8, 8), dense=True)
     x = torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])
     # image 0: mean 3, mean square 14; plus one: mean 4, mean square 21; doubled: mean 6, mean square 56
     expected = [
