@@ -16,7 +16,9 @@ import torch
 
 from ayni.errors import IntegrityError, RefusedError, UserError
 from ayni.learning.networks import load_weights, seeded_network, weights_of
+from ayni.tensors import safe
 from ayni.tensors.teacher import decode_teacher
+from ayni.tensors.update import assemble
 from ayni_coordinator.cli import serve
 from ayni_coordinator.teaching.teach import Lesson, Taught, teach
 from ayni_coordinator.views import audit_lines
@@ -202,3 +204,26 @@ def test_steps_in_place_of_the_tasks(data: Path, tmp_path: Path) -> None:
     assert seen[-1] == (3, 3)
     assert STEPS == 8
     assert not (folder / "teaching" / "checkpoint.safetensors").exists()
+
+
+def test_first_weights_may_learn_at_the_centre(data: Path, tmp_path: Path) -> None:
+    fresh = taught_task()
+    assert fresh.dual_kd
+    task = msgspec.structs.replace(fresh, dual_kd=msgspec.structs.replace(fresh.dual_kd, start_steps=5))
+    folder = new_home(tmp_path / "centre", task)
+    desk = Desk(folder)
+    before = desk.model()
+    taught(folder, Lesson(data, steps=2))
+    after, listed = desk.model(), [a for a in desk.listed() if a.kind == "model"]
+    assert max(np.abs(after[name] - before[name]).max() for name in before) > 1e-3
+    desk.join("near")
+    manifest = desk.manifest("near")
+    assert [artefact.digest.hex() for artefact in manifest.model_chain()] == [safe.digest(after)]
+    received = assemble([desk.home.store.read(artefact.sha256) for artefact in listed])
+    assert safe.digest(received) == safe.digest(after)  # half precision holds them exactly
+    assert desk.answer("near", 1) == "counted"
+    desk.close()
+    file, other = tmp_path / "teacher", new_home(tmp_path / "other", task)
+    file.write_bytes(published(folder))
+    with pytest.raises(UserError, match="start_steps"):
+        taught(other, Lesson(None, file))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
 from ayni.errors import UserError
+from ayni.tensors import safe
+from ayni.tensors.safe import Floats
+from ayni.tensors.update import encode_whole
 from ayni.terminal import size_text
 from ayni_coordinator.database import ArtefactRow, note, transaction
 from ayni_coordinator.federation import current_round
@@ -46,8 +50,11 @@ def _check_not_begun(session: Session) -> None:
         )
 
 
-def publish_teacher(home: CoordinatorHome, data: bytes, name: str, words: str) -> str:
+def publish_teacher(
+    home: CoordinatorHome, data: bytes, name: str, words: str, first: Mapping[str, Floats] | None = None
+) -> str:
     """List it in the next manifest, in place of an earlier one; `words` go to the audit log. Returns what to tell.
+    `first` are weights of the small network that round 1 begins with, in place of fresh ones.
 
     Raises UserError if the first round has opened meanwhile.
     """
@@ -55,6 +62,21 @@ def publish_teacher(home: CoordinatorHome, data: bytes, name: str, words: str) -
         _check_not_begun(session)
         session.query(ArtefactRow).filter(ArtefactRow.kind == "teacher").delete()
         add_artefact(home, session, "teacher", name, 0, data)
+        if first:
+            _begin_with(home, session, first)
         version = publish(home, session, time.time())
         note(session, time.time(), "coordinator", f"the teacher {name!r} is in manifest {version}: {words}")
     return f"{words}. Each site fetches {size_text(len(data))} once. It is in manifest {version}."
+
+
+def _begin_with(home: CoordinatorHome, session: Session, weights: Mapping[str, Floats]) -> None:
+    """Round 0's model; half precision must hold these weights exactly, as it does fresh ones."""
+    begun = current_round(session)
+    if begun.number > 0:
+        raise UserError(f"round {begun.number} has opened with other first weights. Set up another federation.")
+    session.query(ArtefactRow).filter(ArtefactRow.kind == "model").delete()
+    form = "fp32" if home.task.traffic.form == "fp32" else "fp16"
+    begun.digest = safe.digest(weights)
+    begun.global_sha256 = home.store.put(encode_whole(weights, "fp32"))
+    add_artefact(home, session, "model", "whole", 0, encode_whole(weights, form), digest=begun.digest)
+    note(session, time.time(), "coordinator", f"round 1 begins with a network that learned here, {begun.digest[:12]}")

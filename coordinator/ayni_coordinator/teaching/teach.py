@@ -12,10 +12,11 @@ from ayni.artefacts.lock import folder_lock
 from ayni.data.masks import load_segmented
 from ayni.data.read import load_images
 from ayni.errors import UserError
+from ayni.learning.received import teacher_model
 from ayni.learning.site_data import OwnImages, own_images
-from ayni.learning.teacher import SITE
+from ayni.learning.teacher import SITE, first_weights
 from ayni.task import Task
-from ayni.tensors.teacher import Form, TeacherInfo, TeacherWeights, encode_teacher
+from ayni.tensors.teacher import Form, TeacherInfo, TeacherWeights, decode_teacher, encode_teacher
 from ayni_coordinator.home import CoordinatorHome
 from ayni_coordinator.teaching.imported import read_teacher
 from ayni_coordinator.teaching.packing import HeldOut, WantedForm, packed
@@ -55,13 +56,13 @@ def teach(folder: Path, lesson: Lesson, on_progress: OnProgress) -> Taught | Non
     own = _labelled(lesson.data, task) if lesson.data else None
     if lesson.teacher:
         teacher = read_teacher(lesson.teacher, task, own.normalise if own else None)
-        return _published(home, teacher, HeldOut.all_of(own) if own else None, lesson)
+        return _published(home, teacher, HeldOut.all_of(own) if own else None, own, lesson, on_progress)
     if own is None:
         raise UserError("which images shall the teacher learn from? Give --data LABELLED, or --import FILE.")
     weights = _learned(home, own, task, lesson.device, on_progress)
     if weights is None:
         return None
-    return _published(home, _described(weights, own, task), HeldOut.of(own), lesson)
+    return _published(home, _described(weights, own, task), HeldOut.of(own), own, lesson, on_progress)
 
 
 def _labelled(data: Path, task: Task) -> OwnImages:
@@ -104,15 +105,37 @@ def _described(weights: Weights, own: OwnImages, task: Task) -> TeacherWeights:
     return TeacherWeights(info, weights)
 
 
-def _published(home: CoordinatorHome, teacher: TeacherWeights, seen: HeldOut | None, lesson: Lesson) -> Taught:
+def _published(
+    home: CoordinatorHome,
+    teacher: TeacherWeights,
+    seen: HeldOut | None,
+    own: OwnImages | None,
+    lesson: Lesson,
+    on_progress: OnProgress,
+) -> Taught:
     info = msgspec.structs.replace(
         teacher.info, name=lesson.name or teacher.info.name, licence=lesson.licence or teacher.info.licence
     )
     form, teacher = packed(TeacherWeights(info, teacher.weights), lesson.form, seen, home.task)
     data = encode_teacher(teacher, form)
-    told = publish_teacher(home, data, teacher.info.name, _words(teacher, form))
+    first = _first_weights(data, own, home.task, on_progress)
+    told = publish_teacher(home, data, teacher.info.name, _words(teacher, form), first)
     (home.folder / "teaching" / "checkpoint.safetensors").unlink(missing_ok=True)
     return Taught(info=teacher.info, form=form, num_bytes=len(data), told=told)
+
+
+def _first_weights(data: bytes, own: OwnImages | None, task: Task, on_progress: OnProgress) -> Weights | None:
+    """Of the small network after `dual_kd.start_steps` here, taught by the teacher as it travels; None for none.
+
+    Needs no checkpoint: the same steps give the same weights, and they are few. Raises UserError without images.
+    """
+    steps = task.dual_kd.start_steps if task.dual_kd else 0
+    if not steps:
+        return None
+    if own is None:
+        raise UserError("dual_kd.start_steps lets the small network learn here first, from --data LABELLED. Give both.")
+    model = teacher_model(decode_teacher(data), task)
+    return first_weights(own, model, task, steps, lambda done: on_progress("training first weights", done, steps))
 
 
 def _words(teacher: TeacherWeights, form: Form) -> str:

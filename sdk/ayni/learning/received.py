@@ -10,7 +10,7 @@ from ayni.learning.dual_kd import TeacherModel
 from ayni.learning.networks import load_weights, seeded_network, shapes_of
 from ayni.task import Task
 from ayni.tensors import safe
-from ayni.tensors.teacher import check_teaches, decode_teacher
+from ayni.tensors.teacher import TeacherWeights, check_teaches, decode_teacher
 
 
 def load_teacher(path: str | None, task: Task) -> TeacherModel | None:
@@ -19,7 +19,11 @@ def load_teacher(path: str | None, task: Task) -> TeacherModel | None:
         return None
     if path is None:
         raise IntegrityError("the coordinator's manifest lists no teacher, and the task has a section [dual_kd]")
-    teacher = decode_teacher(Path(path).read_bytes())
+    return teacher_model(decode_teacher(Path(path).read_bytes()), task)
+
+
+def teacher_model(teacher: TeacherWeights, task: Task) -> TeacherModel:
+    """A network that answers, and how it normalises. Raises IntegrityError if it is not for this task."""
     check_teaches(teacher.info, task)
     network = seeded_network(task.teacher_network, task, 0)
     safe.check_like(teacher.weights, shapes_of(network))
