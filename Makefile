@@ -11,13 +11,13 @@ demo: $(READY)
 	$(BIN)/ayni demo --out $(OUT) --seed $(SEED)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # whole files: their fixtures are dear
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # whole files: their fixtures are dear
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy sdk/ayni export/ayni_export coordinator/ayni_coordinator tests benchmarks
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # whole files: their fixtures are dear
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # whole files: their fixtures are dear
 
 format: $(READY)
 	$(BIN)/ruff format .

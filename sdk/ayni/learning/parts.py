@@ -16,7 +16,7 @@ Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 def tensors_of(parts: Parts) -> dict[str, Array]:
     """A copy of every parameter, buffer and moment, named `part.name`."""
     return {
-        f"{part_name}.{name}": tensor.detach().numpy().copy()
+        f"{part_name}.{name}": tensor.detach().cpu().numpy().copy()
         for part_name, part in parts.items()
         for name, tensor in _tensors(part).items()
     }
