@@ -34,11 +34,6 @@ class Candidate(NamedTuple):
     weights: dict[str, Floats]
 
 
-def diagnosis_network(context: SiteContext, task: Task) -> Architecture:
-    """The large network at a hospital, the small one at a clinic."""
-    return task.large_network if context.role == "hospital" else task.small_network
-
-
 def _answers_of(
     settings: Architecture,
     image: ImageSettings,
