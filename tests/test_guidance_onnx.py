@@ -181,8 +181,10 @@ def test_the_example_task_shows_every_setting() -> None:
     task = read_task(TASK_FILE)
     assert task.public_set == str(TASK_FILE.parent / "public.npz")
     text = TASK_FILE.read_text()
-    assert "# [personal]" in text  # shown, and not switched on
-    assert setting_names(tomllib.loads(text)) | {"personal"} == setting_names(msgspec.to_builtins(task))
+    for name in ("[personal]", "[dual_kd]", "spacing_mm =", "patch ="):
+        assert f"# {name}" in text  # shown, and not switched on
+    switched_off = {"personal", "dual_kd", "image.spacing_mm", "image.patch"}
+    assert setting_names(tomllib.loads(text)) | switched_off == setting_names(msgspec.to_builtins(task))
     switched_on = text.replace("# [personal]", "[personal]").replace('# kind = "fine-tune"', 'kind = "fine-tune"')
     shown = tomllib.loads(switched_on.replace("# decay", "decay").replace("# steps", "steps"))["personal"]
     assert msgspec.convert(shown, PersonalSettings) == PersonalSettings(kind="fine-tune")
