@@ -96,7 +96,7 @@ def _verdicts(evidence: TaskEvidence, subject: str) -> Iterator[str]:
     share = share_of_the_way(evidence, subject)
     if share is not None:
         answer = "**holds**" if share >= LEAST_SHARE else "does not hold"
-        yield f"At least two thirds of the way from alone to pooled: {answer}: {share:.2f}."
+        yield f"At least two thirds of the way from alone to pooled: {answer}: {share:.2f}.".replace("-", "−")
 
 
 def best_rival_lead(evidence: TaskEvidence, subject: str) -> tuple[str, float] | None:

@@ -3,6 +3,7 @@ methods, and kept beside the data."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,11 @@ from ayni.learning.batches import Normaliser
 from ayni.learning.dual_kd import TeacherModel
 from ayni.learning.networks import build_network, load_weights, weights_of
 from ayni.learning.site_data import OwnImages, own_images
-from ayni.learning.teacher import SITE, Teacher, first_weights
+from ayni.learning.teacher import SITE, Teacher, first_weights, teacher_info
 from ayni.task import Task
 from ayni.tensors import safe
 from ayni.tensors.safe import Floats
-from ayni.tensors.teacher import TeacherInfo, TeacherWeights, decode_teacher, encode_teacher
+from ayni.tensors.teacher import TeacherWeights, decode_teacher, encode_teacher
 from ayni_coordinator.simulation.collection import Collection, Indices
 from ayni_coordinator.simulation.method import Centre
 
@@ -34,9 +35,7 @@ def centre_of(collection: Collection, repository: Indices, task: Task, normalise
     if not len(repository):
         raise UserError(f"{task.name}: a teacher needs a `repository` of labelled images in the experiment.")
     own = own_images(collection.pixels_NHWK[repository], collection.truth[repository], task, SITE)
-    own = OwnImages(
-        own.train_NCHW, own.train_truth, own.holdout_MCHW, own.holdout_truth, own.unlabelled_UCHW, normalise, own.sha256
-    )
+    own = dataclasses.replace(own, normalise=normalise)
     decides = (task.teacher_network, task.dual_kd.teacher_steps if task.dual_kd else 0)
     artefact = _made_once(data, "teacher", own, task, decides, lambda: _trained(own, task))
     decoded = decode_teacher(artefact)
@@ -49,18 +48,8 @@ def _trained(own: OwnImages, task: Task) -> bytes:
     learner = Teacher(own, task)
     for number in range(learner.num_steps):
         learner.step(number)
-    info = TeacherInfo(
-        task=task.name,
-        kind=task.kind,
-        network=task.teacher_network,
-        classes=task.classes,
-        image=task.image,
-        pixel_mean=own.normalise.mean,
-        pixel_std=own.normalise.std,
-        name=f"teacher of {task.name}",
-        num_images=len(own.train_truth),
-        num_held_out=len(own.holdout_truth),
-    )
+    # tasks that differ in their sites' labels alone share it: its bytes must not tell which of them was run first
+    info = msgspec.structs.replace(teacher_info(own, task), task="repository", name="teacher")
     return encode_teacher(TeacherWeights(info, weights_of(learner.average.module)))
 
 

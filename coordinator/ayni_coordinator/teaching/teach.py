@@ -14,7 +14,7 @@ from ayni.data.read import load_images
 from ayni.errors import UserError
 from ayni.learning.received import teacher_model
 from ayni.learning.site_data import OwnImages, own_images
-from ayni.learning.teacher import SITE, first_weights
+from ayni.learning.teacher import SITE, first_weights, teacher_info
 from ayni.task import Task
 from ayni.tensors.teacher import Form, TeacherInfo, TeacherWeights, decode_teacher, encode_teacher
 from ayni_coordinator.home import CoordinatorHome
@@ -62,7 +62,7 @@ def teach(folder: Path, lesson: Lesson, on_progress: OnProgress) -> Taught | Non
     weights = _learned(home, own, task, lesson.device, on_progress)
     if weights is None:
         return None
-    return _published(home, _described(weights, own, task), HeldOut.of(own), own, lesson, on_progress)
+    return _published(home, TeacherWeights(teacher_info(own, task), weights), HeldOut.of(own), own, lesson, on_progress)
 
 
 def _labelled(data: Path, task: Task) -> OwnImages:
@@ -87,22 +87,6 @@ def _learned(home: CoordinatorHome, own: OwnImages, task: Task, device: str, on_
         with folder_lock(place, "another `ayni coordinator teach` runs on this folder"):
             candidates = trained_teacher(own, task, together, checkpoint, on_progress)
     return chosen(candidates, own, task)
-
-
-def _described(weights: Weights, own: OwnImages, task: Task) -> TeacherWeights:
-    info = TeacherInfo(
-        task=task.name,
-        kind=task.kind,
-        network=task.teacher_network,
-        classes=task.classes,
-        image=task.image,
-        pixel_mean=own.normalise.mean,
-        pixel_std=own.normalise.std,
-        name=f"{task.name}-teacher",
-        trained_on=f"{len(own.train_truth)} labelled images of the centre",
-        num_images=len(own.train_truth),
-    )
-    return TeacherWeights(info, weights)
 
 
 def _published(

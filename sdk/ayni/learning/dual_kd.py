@@ -132,10 +132,14 @@ class Student:
     def step(self, number: int) -> dict[str, float]:
         batch = self.labelled.at(number)
         private = self.objective.supervised(self.small(batch.x_BCHW), batch.of(self.own.train_truth))
-        taught = self._taught_loss(number)
+        taught = self._taught_loss(number) if self._is_taught else private.new_zeros(())
         loss = SUPERVISED_WEIGHT * private + ramp(number, self.num_steps, self.settings.ramp_up) * taught
         descend(loss, learning_rate_at(number, self.num_steps, self.task.training), self.optimiser)
         return {"private": private.item(), "taught": taught.item()}
+
+    @property
+    def _is_taught(self) -> bool:
+        return self.settings.response_weight > 0 or self.settings.feature_weight > 0
 
     def _taught_loss(self, number: int) -> Tensor:
         settings = self.settings

@@ -16,6 +16,7 @@ from ayni.learning.objective import objective_of
 from ayni.learning.site_data import OwnImages
 from ayni.task import Task
 from ayni.tensors.safe import Floats
+from ayni.tensors.teacher import TeacherInfo
 
 SITE = "teacher"  # in place of a site's name, in seeds
 
@@ -59,6 +60,22 @@ class Teacher:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.world
+
+
+def teacher_info(own: OwnImages, task: Task) -> TeacherInfo:
+    """Of a teacher that was trained on these images at the centre."""
+    return TeacherInfo(
+        task=task.name,
+        kind=task.kind,
+        network=task.teacher_network,
+        classes=task.classes,
+        image=task.image,
+        pixel_mean=own.normalise.mean,
+        pixel_std=own.normalise.std,
+        name=f"{task.name}-teacher",
+        trained_on=f"{len(own.train_truth)} labelled images of the centre",
+        num_images=len(own.train_truth),
+    )
 
 
 def first_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +12,16 @@ from torch import Tensor
 
 from ayni.learning.batches import Batch, Batches, seed_of
 from ayni.learning.dual_kd import unlabelled_batches
-from ayni.learning.networks import Network
 from ayni_coordinator.simulation.averaging import SiteModel
-from ayni_coordinator.simulation.method import Candidate, Message, Method, Setup, SimulatedSite
+from ayni_coordinator.simulation.method import Message, Method, Setup, SimulatedSite
 from ayni_coordinator.simulation.methods import fedavg
 from ayni_coordinator.simulation.training import Trainer, small_network
 
 
 @dataclass(slots=True)
-class State:
+class State(fedavg.State):
     """`kept` is what a method keeps at a site from round to round."""
 
-    site: SimulatedSite
-    network: Network
-    model: SiteModel
-    trainer: Trainer
     unlabelled: Batches
     kept: Any = None
 
@@ -70,11 +65,7 @@ def semi_supervised(
                 after_step(setup, state)
         return {"model": state.model.update(state.network, setup.task)}
 
-    return dataclasses.replace(fedavg.METHOD, init=init, site_step=site_step, candidates=candidates, settings=settings)
-
-
-def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
-    return fedavg.candidates(setup, state, received)  # type: ignore[arg-type]
+    return dataclasses.replace(fedavg.METHOD, init=init, site_step=site_step, settings=settings)
 
 
 def hard_loss(setup: Setup, logits: Tensor, probabilities: Tensor, sure: float) -> Tensor:

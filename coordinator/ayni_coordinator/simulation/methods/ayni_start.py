@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from ayni.tensors.safe import Floats
 from ayni_coordinator.simulation.method import Setup
 from ayni_coordinator.simulation.methods import dual_kd
@@ -16,8 +14,7 @@ from ayni_coordinator.simulation.teachers import start_of
 
 def start(setup: Setup) -> Mapping[str, Floats]:
     """The same for all methods that begin so."""
-    settings = msgspec.structs.replace(setup.task.dual_kd, **SOFT)  # type: ignore[type-var]
-    return start_of(dual_kd.centre_in(setup), msgspec.structs.replace(setup.task, dual_kd=settings))
+    return start_of(dual_kd.centre_in(setup), dual_kd.with_settings(setup.task, **SOFT))
 
 
 METHOD = dual_kd.variant(start=start, **SOFT)

@@ -19,7 +19,7 @@ from ayni.task import Task
 from ayni.tensors.safe import Floats
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Centre, Message, Method, Setup, SimulatedSite
-from ayni_coordinator.simulation.methods.fedavg import aggregate
+from ayni_coordinator.simulation.methods.fedavg import aggregate, by_samples
 
 Start = Callable[[Setup], Mapping[str, Floats]]  # first weights
 
@@ -68,14 +68,18 @@ def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candid
     return [Candidate(network, setup.normalise) for network in (state.learner.small, last)]
 
 
+def with_settings(task: Task, **changes: Any) -> Task:
+    """The task with other `dual_kd` settings. Raises UserError if it has none."""
+    if task.dual_kd is None:
+        raise UserError(f"the task {task.name} has no section [dual_kd].")
+    return msgspec.structs.replace(task, dual_kd=msgspec.structs.replace(task.dual_kd, **changes))
+
+
 def variant(start: Start = lambda setup: initial_weights(setup.task), **changes: Any) -> Method:
     """Dual distillation with other settings of the product, or from other first weights."""
 
     def change(task: Task) -> Task:
-        if task.dual_kd is None:
-            raise UserError(f"the task {task.name} has no section [dual_kd].")
-        fedhelp = msgspec.structs.replace(task.fedhelp, average="samples")
-        return msgspec.structs.replace(task, fedhelp=fedhelp, dual_kd=msgspec.structs.replace(task.dual_kd, **changes))
+        return by_samples(with_settings(task, **changes))
 
     return Method(
         open=open_with(start),
