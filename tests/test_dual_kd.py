@@ -14,7 +14,7 @@ from ayni.learning.dual_kd import Student, TeacherModel, ask_teacher, feature_lo
 from ayni.learning.losses import class_doubt, mask_doubt
 from ayni.learning.networks import initial_weights, load_weights, seeded_network, weights_of
 from ayni.learning.objective import CLASSIFICATION, SEGMENTATION
-from ayni.learning.teacher import Teacher, first_weights
+from ayni.learning.teacher import SITE, Teacher, first_weights
 from ayni.task import DualKdSettings, ImageSettings, ResNetSettings, UNetSettings, check_kind
 from ayni.tensors.safe import Floats
 from small_volumes import SIZE, own_volumes, volume_task
@@ -144,9 +144,15 @@ def test_the_teacher_learns_its_volumes() -> None:
 def test_first_weights_have_learnt_at_the_centre_and_half_precision_holds_them() -> None:
     own, teacher = own_volumes(TASK, num_unlabelled=0), teacher_model()
     done: list[int] = []
-    weights = first_weights(own, teacher, TASK, 60, done.append)
-    assert done == list(range(1, 61))
+    weights = first_weights(own, teacher, TASK, 60, tell=lambda progress: done.append(progress.step))
+    assert done[-1] == 60
     assert all((tensor == tensor.astype(np.float16)).all() for tensor in weights.values())
+    student = Student(own, teacher, TASK, SITE)  # the same, step by step
+    load_weights(student.small, initial_weights(TASK))
+    student.num_steps = 60
+    for number in range(60):
+        student.step(number)
+    assert all((weights[name] == tensor.astype(np.float16)).all() for name, tensor in weights_of(student.small).items())
     x = own.normalise(own.train_NCHW)
 
     def loss(some: dict[str, Floats]) -> float:

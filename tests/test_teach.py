@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import torch
 
 from ayni.errors import IntegrityError, RefusedError, UserError
 from ayni.learning.networks import load_weights, seeded_network, weights_of
+from ayni.task import Task
 from ayni.tensors import safe
 from ayni.tensors.teacher import decode_teacher
 from ayni.tensors.update import assemble
@@ -34,7 +36,9 @@ from pathlib import Path
 from ayni.learning import steps
 from ayni_coordinator.teaching.teach import Lesson, teach
 steps.CHECKPOINT_EVERY_S = steps.PROGRESS_EVERY_S = 0.0
-teach(Path(sys.argv[1]), Lesson(Path(sys.argv[2])), lambda what, done, all: done > 5 and os.kill(os.getpid(), 9))
+die_at = sys.argv[3], int(sys.argv[4])
+told = lambda what, done, total: (what, done) == die_at and os.kill(os.getpid(), 9)
+teach(Path(sys.argv[1]), Lesson(Path(sys.argv[2])), told)
 """
 
 
@@ -84,10 +88,14 @@ def test_what_was_done_is_in_the_audit_log(home: Path) -> None:
     assert any("the teacher 'squares-teacher' is in manifest 2" in line.what for line in audit_lines(home))
 
 
+def kill_teaching(folder: Path, data: Path, what: str, step: int) -> None:
+    command = [sys.executable, "-c", KILLED_AFTER, str(folder), str(data), what, str(step)]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
+
+
 def test_kill_9_in_the_middle_gives_the_same_teacher(home: Path, data: Path, tmp_path: Path) -> None:
     cut = new_home(tmp_path / "centre")
-    command = [sys.executable, "-c", KILLED_AFTER, str(cut), str(data)]
-    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
+    kill_teaching(cut, data, "training the teacher", 6)
     steps: list[int] = []
     teach(cut, Lesson(data, licence="CC0-1.0"), lambda what, done, total: steps.append(done))
     assert steps[0] > 5  # it went on, and did not begin again
@@ -206,10 +214,14 @@ def test_steps_in_place_of_the_tasks(data: Path, tmp_path: Path) -> None:
     assert not (folder / "teaching" / "checkpoint.safetensors").exists()
 
 
+def starting_task(steps: int) -> Task:
+    task = taught_task()
+    assert task.dual_kd
+    return msgspec.structs.replace(task, dual_kd=msgspec.structs.replace(task.dual_kd, start_steps=steps))
+
+
 def test_first_weights_may_learn_at_the_centre(data: Path, tmp_path: Path) -> None:
-    fresh = taught_task()
-    assert fresh.dual_kd
-    task = msgspec.structs.replace(fresh, dual_kd=msgspec.structs.replace(fresh.dual_kd, start_steps=5))
+    task = starting_task(5)
     folder = new_home(tmp_path / "centre", task)
     desk = Desk(folder)
     before = desk.model()
@@ -227,3 +239,44 @@ def test_first_weights_may_learn_at_the_centre(data: Path, tmp_path: Path) -> No
     file.write_bytes(published(folder))
     with pytest.raises(UserError, match="start_steps"):
         taught(other, Lesson(None, file))
+
+
+def test_kill_9_while_first_weights_learn_gives_the_same_ones_and_no_second_teacher(data: Path, tmp_path: Path) -> None:
+    cut, uncut = (new_home(tmp_path / name, starting_task(9)) for name in ("cut", "uncut"))
+    kill_teaching(cut, data, "training first weights", 6)
+    seen: list[tuple[str, int]] = []
+    teach(cut, Lesson(data), lambda what, done, total: seen.append((what, done)))
+    assert {what for what, _ in seen} == {"training first weights"}
+    assert seen[0][1] > 5
+    taught(uncut, Lesson(data))
+    assert published(cut) == published(uncut)
+    models = []
+    for folder in (cut, uncut):
+        desk = Desk(folder)
+        models.append(safe.digest(desk.model()))
+        desk.close()
+        assert {path.name for path in (folder / "teaching").iterdir()} == {".lock"}  # no checkpoint is left behind
+    assert models[0] == models[1]
+
+
+def test_ctrl_c_is_told_and_the_same_command_goes_on(data: Path, tmp_path: Path) -> None:
+    folder = new_home(tmp_path / "centre")
+    words = ["coordinator", "teach", str(folder), "--data", str(data), "--steps", "1000000"]
+    interruptible = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # also in the background
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", interruptible + "from ayni.cli import main; main()", *words],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint = folder / "teaching" / "checkpoint.safetensors"
+    while not checkpoint.exists() and command.poll() is None:
+        time.sleep(0.05)
+    command.send_signal(signal.SIGINT)
+    _, told = command.communicate()
+    assert command.returncode == 130
+    assert told.splitlines()[-1] == "ayni: stopped; the same command goes on where it was."
+    assert "Traceback" not in told
+    assert checkpoint.exists()

@@ -20,9 +20,11 @@ from ayni.tensors.teacher import Form, TeacherInfo, TeacherWeights, decode_teach
 from ayni_coordinator.home import CoordinatorHome
 from ayni_coordinator.teaching.imported import read_teacher
 from ayni_coordinator.teaching.packing import HeldOut, WantedForm, packed
-from ayni_coordinator.teaching.processes import processes
+from ayni_coordinator.teaching.processes import processes, rank_from_environment
 from ayni_coordinator.teaching.publish import check_may_teach, publish_teacher
-from ayni_coordinator.teaching.train import OnProgress, Weights, chosen, trained_teacher, with_steps
+from ayni_coordinator.teaching.train import OnProgress, Weights, chosen, telling, trained_teacher, with_steps
+
+CHECKPOINT, START_CHECKPOINT = "checkpoint.safetensors", "start-checkpoint.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +51,34 @@ class Taught(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def teach(folder: Path, lesson: Lesson, on_progress: OnProgress) -> Taught | None:
-    """Publish the teacher; None in all processes but the first. Raises UserError or IntegrityError."""
+    """Publish the teacher; None in all processes but the first. Raises UserError or IntegrityError.
+
+    What was killed goes on from the checkpoints in HOME/teaching, which lie there until the teacher is published.
+    """
     home = CoordinatorHome.open(folder)
     check_may_teach(home)
+    torch.use_deterministic_algorithms(lesson.device == "cpu")  # bits are promised of processors only
     task = with_steps(home.task, lesson.steps)
     own = _labelled(lesson.data, task) if lesson.data else None
-    if lesson.teacher:
-        teacher = read_teacher(lesson.teacher, task, own.normalise if own else None)
-        return _published(home, teacher, HeldOut.all_of(own) if own else None, own, lesson, on_progress)
-    if own is None:
-        raise UserError("which images shall the teacher learn from? Give --data LABELLED, or --import FILE.")
-    weights = _learned(home, own, task, lesson.device, on_progress)
-    if weights is None:
+    place = home.folder / "teaching"
+    place.mkdir(exist_ok=True)
+    if rank_from_environment():
+        if own and not lesson.teacher:
+            _learned(own, task, lesson.device, place, on_progress)
         return None
-    return _published(home, TeacherWeights(teacher_info(own, task), weights), HeldOut.of(own), own, lesson, on_progress)
+    with folder_lock(place, "another `ayni coordinator teach` runs on this folder"):
+        if lesson.teacher:
+            teacher = read_teacher(lesson.teacher, task, own.normalise if own else None)
+            seen = HeldOut.all_of(own) if own else None
+        elif own:
+            weights = chosen(_learned(own, task, lesson.device, place, on_progress), own, task)
+            teacher, seen = TeacherWeights(teacher_info(own, task), weights), HeldOut.of(own)
+        else:
+            raise UserError("which images shall the teacher learn from? Give --data LABELLED, or --import FILE.")
+        done = _published(home, teacher, seen, own, lesson, place, on_progress)
+        for name in (CHECKPOINT, START_CHECKPOINT):
+            (place / name).unlink(missing_ok=True)
+        return done
 
 
 def _labelled(data: Path, task: Task) -> OwnImages:
@@ -74,19 +90,10 @@ def _labelled(data: Path, task: Task) -> OwnImages:
     return own_images(images.pixels_NHWC, images.labels_N, task, SITE)
 
 
-def _learned(home: CoordinatorHome, own: OwnImages, task: Task, device: str, on_progress: OnProgress) -> Weights | None:
-    """Train, alone or with the other processes; None in these."""
-    torch.use_deterministic_algorithms(device == "cpu")  # bits are promised of processors only
-    place = home.folder / "teaching"
-    place.mkdir(exist_ok=True)
-    checkpoint = place / "checkpoint.safetensors"
+def _learned(own: OwnImages, task: Task, device: str, place: Path, on_progress: OnProgress) -> list[Weights]:
+    """Train, alone or with the other processes."""
     with processes(device) as together:
-        if not together.is_first:
-            trained_teacher(own, task, together, checkpoint, on_progress)
-            return None
-        with folder_lock(place, "another `ayni coordinator teach` runs on this folder"):
-            candidates = trained_teacher(own, task, together, checkpoint, on_progress)
-    return chosen(candidates, own, task)
+        return trained_teacher(own, task, together, place / CHECKPOINT, on_progress)
 
 
 def _published(
@@ -95,6 +102,7 @@ def _published(
     seen: HeldOut | None,
     own: OwnImages | None,
     lesson: Lesson,
+    place: Path,
     on_progress: OnProgress,
 ) -> Taught:
     info = msgspec.structs.replace(
@@ -102,16 +110,17 @@ def _published(
     )
     form, teacher = packed(TeacherWeights(info, teacher.weights), lesson.form, seen, home.task)
     data = encode_teacher(teacher, form)
-    first = _first_weights(data, own, home.task, on_progress)
+    first = _first_weights(data, own, home.task, place, on_progress)
     told = publish_teacher(home, data, teacher.info.name, _words(teacher, form), first)
-    (home.folder / "teaching" / "checkpoint.safetensors").unlink(missing_ok=True)
     return Taught(info=teacher.info, form=form, num_bytes=len(data), told=told)
 
 
-def _first_weights(data: bytes, own: OwnImages | None, task: Task, on_progress: OnProgress) -> Weights | None:
+def _first_weights(
+    data: bytes, own: OwnImages | None, task: Task, place: Path, on_progress: OnProgress
+) -> Weights | None:
     """Of the small network after `dual_kd.start_steps` here, taught by the teacher as it travels; None for none.
 
-    Needs no checkpoint: the same steps give the same weights, and they are few. Raises UserError without images.
+    Raises UserError without images.
     """
     steps = task.dual_kd.start_steps if task.dual_kd else 0
     if not steps:
@@ -119,7 +128,7 @@ def _first_weights(data: bytes, own: OwnImages | None, task: Task, on_progress: 
     if own is None:
         raise UserError("dual_kd.start_steps lets the small network learn here first, from --data LABELLED. Give both.")
     model = teacher_model(decode_teacher(data), task)
-    return first_weights(own, model, task, steps, lambda done: on_progress("training first weights", done, steps))
+    return first_weights(own, model, task, steps, checkpoint=place / START_CHECKPOINT, tell=telling(on_progress))
 
 
 def _words(teacher: TeacherWeights, form: Form) -> str:

@@ -19,7 +19,7 @@ from ayni.learning.parts import tensors_of
 from ayni.learning.scores import answers
 from ayni.learning.site_data import OwnImages
 from ayni.learning.state import State, StateInfo, write_state
-from ayni.learning.steps import resume, run_steps
+from ayni.learning.steps import Tell, resume, run_steps
 from ayni.learning.teacher import Teacher
 from ayni.task import Task
 from ayni.tensors.safe import Floats
@@ -50,6 +50,10 @@ class _BatchOnDevice:
         return self.batch.of(all_N).to(self.device)
 
 
+def telling(on_progress: OnProgress) -> Tell:
+    return lambda progress: on_progress(progress.what, progress.step, progress.num_steps)
+
+
 def trained_teacher(
     own: OwnImages, task: Task, together: Processes, checkpoint: Path, on_progress: OnProgress
 ) -> list[Weights]:
@@ -76,7 +80,7 @@ def trained_teacher(
             checkpoint=checkpoint,
             memory_mb=0,
             what="training the teacher",
-            tell=lambda progress: on_progress(progress.what, progress.step, progress.num_steps),
+            tell=telling(on_progress),
         )
         write_state(checkpoint, State(info, tensors_of(teacher.parts)))
     else:

@@ -50,14 +50,14 @@ def run_steps(
     *,
     first_number: int,
     num_steps: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
     memory_mb: int,
     what: str,
     tell: Tell,
 ) -> StateInfo:
     """From `info.step` to `num_steps`; `first_number` is the number of step 0 over all rounds.
 
-    A checkpoint is written every few seconds. Returns the info after the last step.
+    A checkpoint is written every few seconds, if there is a place for it. Returns the info after the last step.
     """
     sums, began_s, saved_s, told_s = dict(info.loss_sums), time.monotonic(), time.monotonic(), 0.0
     before_s = info.train_s
@@ -71,7 +71,7 @@ def run_steps(
         if now_s - told_s >= PROGRESS_EVERY_S or step + 1 == num_steps:
             tell(Progress(step=step + 1, num_steps=num_steps, what=what, loss=next(iter(losses.values()))))
             told_s = now_s
-        if now_s - saved_s >= CHECKPOINT_EVERY_S:
+        if checkpoint and now_s - saved_s >= CHECKPOINT_EVERY_S:
             write_state(checkpoint, State(info, tensors_of(learner.parts)))
             saved_s = time.monotonic()
     return info

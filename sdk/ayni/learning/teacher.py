@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from ayni.learning.learners import adam, averaged, descend, learning_rate_at, ow
 from ayni.learning.networks import initial_weights, load_weights, seeded_network, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.site_data import OwnImages
+from ayni.learning.state import StateInfo
+from ayni.learning.steps import Tell, resume, run_steps
 from ayni.task import Task
+from ayni.tensors import safe
 from ayni.tensors.safe import Floats
 from ayni.tensors.teacher import TeacherInfo
 
@@ -83,14 +87,32 @@ def first_weights(
     teacher: TeacherModel,
     task: Task,
     num_steps: int,
-    on_step: Callable[[int], None] = lambda done: None,
+    *,
+    checkpoint: Path | None = None,
+    tell: Tell = lambda progress: None,
 ) -> dict[str, Floats]:
     """The small network that round 1 starts from, after `num_steps` as a student on the centre's images: their truth,
-    and the teacher's answers to them. Half precision holds its values exactly, as those of `initial_weights`."""
+    and the teacher's answers to them. Half precision holds its values exactly, as those of `initial_weights`.
+
+    With a place for a `checkpoint`, what was killed goes on to the same bits.
+    """
     student = Student(own, teacher, task, SITE)
     load_weights(student.small, initial_weights(task))
     student.num_steps = num_steps
-    for number in range(num_steps):
-        student.step(number)
-        on_step(number + 1)
+    decides = ["start", num_steps, own.sha256, teacher.normalise, safe.digest(weights_of(teacher.network))]
+    name = hashlib.sha256("/".join(map(str, decides)).encode() + task.to_json()).hexdigest()
+    info = resume(student, checkpoint, name) if checkpoint else None
+    if info is None:
+        mean, std = teacher.normalise.mean, teacher.normalise.std
+        info = StateInfo(job=name, round_number=0, pixel_mean=mean, pixel_std=std)
+    run_steps(
+        student,
+        info,
+        first_number=0,
+        num_steps=num_steps,
+        checkpoint=checkpoint,
+        memory_mb=0,
+        what="training first weights",
+        tell=tell,
+    )
     return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in weights_of(student.small).items()}
