@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
 
+STOPPED = 130  # by Ctrl-C
 Home = Annotated[Path, typer.Argument(help="The site's own folder.", metavar="HOME")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _EXTRA_OF_MODULE = {
@@ -101,7 +102,8 @@ def join(
 def train(
     home: Home,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of images with labels.csv, or a .npz file. Needed the first time.")
+        Path | None,
+        typer.Option(help="A folder with labels.csv, or with images and masks; or a .npz file. Needed the first time."),
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Train without the federation, to compare.")] = False,
     threads: Annotated[
@@ -282,9 +284,11 @@ def main() -> None:
         _end(MissingExtraError("This command", extra))
     except (OSError, sqlite3.Error) as error:
         _end(AyniError(_trouble(error)))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # typer makes the one the other
+        if isinstance(end, SystemExit) and end.code != STOPPED:
+            raise
         typer.echo("ayni: stopped; the same command goes on where it was.", err=True)
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 def _missing_extra(error: ModuleNotFoundError, extra_of_package: dict[str, str]) -> str | None:
