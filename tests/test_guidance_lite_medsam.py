@@ -207,14 +207,16 @@ def test_the_coordinator_publishes_the_outlines_of_its_public_set(tmp_path: Path
     )
     home = create_home(tmp_path / "centre", read_task(tmp_path / "task.toml"), endpoint="tcp://127.0.0.1:7700", bind="")
     steps: list[tuple[int, int]] = []
-    assert "answered once on 1 public images" in add_guidance(home, lambda done, total: steps.append((done, total)))
+    assert "answered once on 1 public images" in add_guidance(
+        home, lambda what, done, total: steps.append((done, total))
+    )
     assert steps == [(0, 1), (1, 1)]
     with transaction(home.engine) as session:
         listed = find_artefact(session, "targets", "guidance")
         assert listed is not None
         targets = decode_targets(home.store.read(listed.sha256))
     assert (targets.info.model_name, targets.info.shape) == ("lite-medsam", (1, 16, 16))
-    assert "nothing was asked" in add_guidance(home, lambda done, total: None)
+    assert "nothing was asked" in add_guidance(home, lambda what, done, total: None)
 
 
 # Dense answers in the store, whatever the model

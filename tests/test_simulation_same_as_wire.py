@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from ayni.tensors import safe
 from ayni.tensors.image_set import decode_image_set
 from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
 from ayni_coordinator.database import transaction
-from ayni_coordinator.home import CoordinatorHome, add_artefact, find_artefact, publish
+from ayni_coordinator.guiding import publish_guidance
+from ayni_coordinator.home import CoordinatorHome, find_artefact
 from ayni_coordinator.simulation.averaging import GlobalModel, digest
 from ayni_coordinator.simulation.method import Broadcast, Message, Method, Public, Setup, SimulatedSite
 from ayni_coordinator.simulation.methods import fedhelp
@@ -30,7 +30,7 @@ from small_federation import NUM_IMAGES, SITES, Federation, write_xrays
 
 pytestmark = pytest.mark.slow
 ROUNDS = 2
-CONSENSUS = {"consensus_weight": 0.5}  # so that soft labels travel too
+FEDHELP = {"consensus_weight": 0.5, "start_steps": 3}  # soft labels travel too, and first weights are taught
 UNETS = NetworkSettings(small=UNetSettings(channels=(4, 8)), large=UNetSettings(channels=(6, 12), residual_units=1))
 
 
@@ -55,8 +55,8 @@ SEGMENTATION: dict[str, Any] = {"kind": "segmentation", "classes": ("rectangle",
 def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
     changes: dict[str, Any], write_data: Callable[[Path, int], None], tmp_path: Path
 ) -> None:
-    with Federation(tmp_path, rounds=ROUNDS, write_data=write_data, fedhelp=CONSENSUS, **changes) as federation:
-        publish_guidance(federation)
+    with Federation(tmp_path, rounds=ROUNDS, write_data=write_data, fedhelp=FEDHELP, **changes) as federation:
+        guide(federation)
         federation.serve()
         for site in SITES:
             federation.join(site)
@@ -73,21 +73,21 @@ def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
             check_bytes(federation, one.name, outcomes[one.name])
 
 
-def publish_guidance(federation: Federation) -> None:
+def guide(federation: Federation) -> None:
     """What a foundation model of three classes (or of one kind of map) might have said of the public images."""
     home = CoordinatorHome.open(federation.centre)
     dense = home.task.kind == "segmentation"
     with transaction(home.engine) as session:
         row = find_artefact(session, "public-set")
         assert row is not None
-        num_images = len(decode_image_set(home.store.read(row.sha256)).pixels_NHWC)
-        info = TargetsInfo(
-            source="foundation", image_set=row.sha256, model_name="teacher", model_version="1", licence="CC0", bits=8,
-            classes=("thing",) if dense else ("x", "y", "z"), height=14 * dense, width=14 * dense,
-        )  # fmt: skip
-        logits = np.random.default_rng(7).normal(size=(num_images, *info.shape)).astype(np.float32)
-        add_artefact(home, session, "targets", "guidance", 0, encode_targets(Targets(info, logits)))
-        publish(home, session, time.time())
+        image_set = row.sha256
+    images = decode_image_set(home.store.read(image_set))
+    info = TargetsInfo(
+        source="foundation", image_set=image_set, model_name="teacher", model_version="1", licence="CC0", bits=8,
+        classes=("thing",) if dense else ("x", "y", "z"), height=14 * dense, width=14 * dense,
+    )  # fmt: skip
+    logits = np.random.default_rng(7).normal(size=(len(images.pixels_NHWC), *info.shape)).astype(np.float32)
+    publish_guidance(home, images, image_set, encode_targets(Targets(info, logits)), lambda what, done, total: None)
     home.engine.dispose()
 
 

@@ -31,6 +31,12 @@ def test_a_change_that_cannot_be_says_why(change: str, words: str) -> None:
         read_task(TASK_FILE, [change])
 
 
+def test_first_weights_are_taught_by_a_foundation_model_or_not_at_all() -> None:
+    assert read_task(TASK_FILE, ["fedhelp.start_steps=9"]).fedhelp.start_steps == 9
+    with pytest.raises(UserError, match=r"Set guidance\.source, or start_steps to 0"):
+        read_task(TASK_FILE, ["fedhelp.start_steps=9", "guidance.source=none"])
+
+
 def test_what_sites_get_names_no_path_and_no_address_of_the_coordinator() -> None:
     changes = ["public_set=/data/secret.npz", "guidance.source=http", "guidance.model=https://inside.example.org"]
     sent = read_task(TASK_FILE, changes).for_sites()

@@ -97,9 +97,7 @@ def guide(home: Home) -> None:
     from ayni_coordinator.home import CoordinatorHome
 
     with TerminalWatcher() as watcher:
-        told = add_guidance(
-            CoordinatorHome.open(home), lambda done, all: watcher.progress("asking the model", done, all)
-        )
+        told = add_guidance(CoordinatorHome.open(home), watcher.progress)
     typer.echo(told)
 
 

@@ -1,17 +1,22 @@
-"""The one-time guidance becomes an artefact like any other: asked once, stored, signed, listed."""
+"""The one-time guidance becomes an artefact like any other: asked once, stored, signed, listed. First weights may learn
+from it before they are."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ayni.errors import UserError
-from ayni.tensors.image_set import decode_image_set
+from ayni.tensors.image_set import ImageSet, decode_image_set
+from ayni.tensors.safe import Floats
 from ayni_coordinator.database import note, transaction
+from ayni_coordinator.first_model import begin_with
 from ayni_coordinator.home import CoordinatorHome, add_artefact, find_artefact, publish
 
+OnProgress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
-def add_guidance(home: CoordinatorHome, on_progress: Callable[[int, int], None]) -> str:
+
+def add_guidance(home: CoordinatorHome, on_progress: OnProgress) -> str:
     """Ask what has not been asked, publish the targets; returns what to tell the person."""
     from ayni_coordinator.guidance.ask import guide
 
@@ -24,13 +29,47 @@ def add_guidance(home: CoordinatorHome, on_progress: Callable[[int, int], None])
     if public_set is None:
         raise UserError("guidance needs a public set. Set `public_set` in the task and set the federation up anew.")
     images = decode_image_set(home.store.read(public_set.sha256))
-    targets = guide(home.task, images, public_set.sha256, home.folder, on_progress)
+    targets = guide(
+        home.task, images, public_set.sha256, home.folder, lambda *done: on_progress("asking the model", *done)
+    )
+    return publish_guidance(home, images, public_set.sha256, targets, on_progress)
+
+
+def publish_guidance(
+    home: CoordinatorHome, images: ImageSet, image_set: str, targets: bytes, on_progress: OnProgress
+) -> str:
+    """List encoded targets of the public set `images` with the SHA-256 `image_set`, and the first weights that learnt
+    from them, if the task wants such: both or neither. Returns what to tell."""
+    first = _first_weights(home, images, image_set, targets, on_progress)
     with transaction(home.engine) as session:
         add_artefact(home, session, "targets", "guidance", 0, targets)
+        if first:
+            begin_with(home, session, first)
         version = publish(home, session, time.time())
         told = f"the foundation model answered once on {images.info.shape[0]} public images; manifest {version}"
         note(session, time.time(), "coordinator", told)
     return told[0].upper() + told[1:] + "."
+
+
+def _first_weights(
+    home: CoordinatorHome, images: ImageSet, image_set: str, targets: bytes, on_progress: OnProgress
+) -> Mapping[str, Floats] | None:
+    """Of the small network after `fedhelp.start_steps` here; None for none. What is killed goes on where it was."""
+    num_steps = home.task.fedhelp.start_steps
+    if not num_steps:
+        return None
+    from ayni.learning.head_start import taught_weights  # torch: only here, never while serving
+    from ayni.learning.site_data import public_images
+    from ayni.tensors.targets import decode_targets
+
+    checkpoint = home.folder / "start-checkpoint.safetensors"
+    public = public_images(images.pixels_NHWC, image_set, home.task, decode_targets(targets), None)
+    weights = taught_weights(
+        public, home.task, num_steps, checkpoint=checkpoint,
+        tell=lambda progress: on_progress(progress.what, progress.step, progress.num_steps),
+    )  # fmt: skip
+    checkpoint.unlink(missing_ok=True)
+    return weights
 
 
 def check_guided(home: CoordinatorHome) -> None:

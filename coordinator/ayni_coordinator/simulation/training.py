@@ -5,24 +5,37 @@ Optimiser, schedule, batches and their variation are those of the federation (ay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ayni.learning.batches import Batch, Batches, seed_of
+from ayni.learning.head_start import taught_weights
 from ayni.learning.learners import adam, averaged, descend, learning_rate_at, own_batches
 from ayni.learning.networks import Network, initial_weights, load_weights, seeded_network
+from ayni.tensors.safe import Floats
 from ayni_coordinator.simulation.method import Setup, SimulatedSite
 
 OwnLoss = Callable[[Batch, Tensor], Tensor]  # of a batch and its truth
 PublicLoss = Callable[[Batch], Tensor]
 
 
+def first_weights(setup: Setup) -> Mapping[str, Floats]:
+    """Of the small network before round 1: random ones, or what the foundation model has taught at the centre."""
+    num_steps = setup.task.fedhelp.start_steps
+    if not num_steps:
+        return initial_weights(setup.task)
+    if "first weights" not in setup.memory:
+        setup.memory["first weights"] = taught_weights(setup.public.images, setup.task, num_steps)
+    taught: Mapping[str, Floats] = setup.memory["first weights"]
+    return taught
+
+
 def small_network(setup: Setup) -> Network:
     """As every site gets it before round 1."""
     network = seeded_network(setup.task.small_network, setup.task, setup.task.seed)
-    load_weights(network, initial_weights(setup.task))
+    load_weights(network, first_weights(setup))
     return network
 
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from sqlalchemy.orm import Session
 
 from ayni.errors import UserError
-from ayni.tensors import safe
 from ayni.tensors.safe import Floats
-from ayni.tensors.update import encode_whole
 from ayni.terminal import size_text
 from ayni_coordinator.database import ArtefactRow, note, transaction
 from ayni_coordinator.federation import current_round
+from ayni_coordinator.first_model import begin_with
 from ayni_coordinator.home import CoordinatorHome, add_artefact, find_artefact, publish
 
 
@@ -63,20 +62,7 @@ def publish_teacher(
         session.query(ArtefactRow).filter(ArtefactRow.kind == "teacher").delete()
         add_artefact(home, session, "teacher", name, 0, data)
         if first:
-            _begin_with(home, session, first)
+            begin_with(home, session, first)
         version = publish(home, session, time.time())
         note(session, time.time(), "coordinator", f"the teacher {name!r} is in manifest {version}: {words}")
     return f"{words}. Each site fetches {size_text(len(data))} once. It is in manifest {version}."
-
-
-def _begin_with(home: CoordinatorHome, session: Session, weights: Mapping[str, Floats]) -> None:
-    """Round 0's model; half precision must hold these weights exactly, as it does fresh ones."""
-    begun = current_round(session)
-    if begun.number > 0:
-        raise UserError(f"round {begun.number} has opened with other first weights. Set up another federation.")
-    session.query(ArtefactRow).filter(ArtefactRow.kind == "model").delete()
-    form = "fp32" if home.task.traffic.form == "fp32" else "fp16"
-    begun.digest = safe.digest(weights)
-    begun.global_sha256 = home.store.put(encode_whole(weights, "fp32"))
-    add_artefact(home, session, "model", "whole", 0, encode_whole(weights, form), digest=begun.digest)
-    note(session, time.time(), "coordinator", f"round 1 begins with a network that learned here, {begun.digest[:12]}")

@@ -136,7 +136,11 @@ def seeded_network(settings: Architecture, task: Task, seed: int) -> Network:
 
 def initial_weights(task: Task) -> dict[str, Floats]:
     """The small network that round 1 starts from; half precision holds its values exactly."""
-    weights = weights_of(seeded_network(task.small_network, task, task.seed))
+    return rounded_to_half(weights_of(seeded_network(task.small_network, task, task.seed)))
+
+
+def rounded_to_half(weights: Mapping[str, Floats]) -> dict[str, Floats]:
+    """As first weights travel, so that all sides begin with the same bits."""
     return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in weights.items()}
 
 

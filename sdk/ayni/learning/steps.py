@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from ayni.errors import UserError
 from ayni.jobs import Progress
+from ayni.learning.batches import Normaliser
 from ayni.learning.learners import Learner
 from ayni.learning.parts import load_parts, tensors_of
 from ayni.learning.state import State, StateInfo, read_state, write_state
+from ayni.task import Task
 
 CHECKPOINT_EVERY_S = 5.0
 PROGRESS_EVERY_S = 0.25
@@ -79,3 +82,25 @@ def run_steps(
 
 def mean_losses(info: StateInfo) -> dict[str, float]:
     return {name: round(total / max(1, info.step), 6) for name, total in info.loss_sums.items()}
+
+
+def run_at_centre(
+    learner: Learner,
+    task: Task,
+    decides: Sequence[object],
+    normalise: Normaliser,
+    num_steps: int,
+    *,
+    checkpoint: Path | None,
+    tell: Tell,
+) -> None:
+    """All steps that teach first weights, before there are rounds. What `decides` them, besides the task, names the
+    checkpoint: what was killed goes on to the same bits."""
+    name = hashlib.sha256("/".join(map(str, [num_steps, *decides])).encode() + task.to_json()).hexdigest()
+    info = resume(learner, checkpoint, name) if checkpoint else None
+    if info is None:
+        info = StateInfo(job=name, round_number=0, pixel_mean=normalise.mean, pixel_std=normalise.std)
+    run_steps(
+        learner, info, first_number=0, num_steps=num_steps, checkpoint=checkpoint, memory_mb=0,
+        what="training first weights", tell=tell,
+    )  # fmt: skip

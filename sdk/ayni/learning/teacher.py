@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import distributed, nn
 
 from ayni.errors import UserError
 from ayni.learning.dual_kd import Student, TeacherModel
 from ayni.learning.learners import adam, averaged, descend, learning_rate_at, own_batches
-from ayni.learning.networks import initial_weights, load_weights, seeded_network, weights_of
+from ayni.learning.networks import initial_weights, load_weights, rounded_to_half, seeded_network, weights_of
 from ayni.learning.objective import objective_of
 from ayni.learning.site_data import OwnImages
-from ayni.learning.state import StateInfo
-from ayni.learning.steps import Tell, resume, run_steps
+from ayni.learning.steps import Tell, run_at_centre
 from ayni.task import Task
 from ayni.tensors import safe
 from ayni.tensors.safe import Floats
@@ -99,20 +96,6 @@ def first_weights(
     student = Student(own, teacher, task, SITE)
     load_weights(student.small, initial_weights(task))
     student.num_steps = num_steps
-    decides = ["start", num_steps, own.sha256, teacher.normalise, safe.digest(weights_of(teacher.network))]
-    name = hashlib.sha256("/".join(map(str, decides)).encode() + task.to_json()).hexdigest()
-    info = resume(student, checkpoint, name) if checkpoint else None
-    if info is None:
-        mean, std = teacher.normalise.mean, teacher.normalise.std
-        info = StateInfo(job=name, round_number=0, pixel_mean=mean, pixel_std=std)
-    run_steps(
-        student,
-        info,
-        first_number=0,
-        num_steps=num_steps,
-        checkpoint=checkpoint,
-        memory_mb=0,
-        what="training first weights",
-        tell=tell,
-    )
-    return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in weights_of(student.small).items()}
+    decides = ["start", own.sha256, teacher.normalise, safe.digest(weights_of(teacher.network))]
+    run_at_centre(student, task, decides, teacher.normalise, num_steps, checkpoint=checkpoint, tell=tell)
+    return rounded_to_half(weights_of(student.small))

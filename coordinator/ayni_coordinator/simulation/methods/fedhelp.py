@@ -13,13 +13,13 @@ from typing import Any, Literal
 import msgspec
 
 from ayni.learning.learners import Clinic, Hospital
-from ayni.learning.networks import initial_weights
 from ayni.learning.site_data import PublicImages
 from ayni.learning.training import answer_public_set
 from ayni.task import Task
 from ayni.tensors.targets import encode_targets
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, consensus_in, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
+from ayni_coordinator.simulation.training import first_weights
 
 Which = Literal["in-domain", "out-of-domain"]
 
@@ -33,7 +33,7 @@ class State:
 
 def open(setup: Setup) -> tuple[GlobalModel, Broadcast]:
     """The public set goes to all; the foundation model's answers to the clinics, once."""
-    model, first = first_model(setup.task, initial_weights(setup.task))
+    model, first = first_model(setup.task, first_weights(setup))
     guided = setup.public.guidance_artefact and setup.task.fedhelp.guidance_weight > 0
     to_clinics = {"guidance": setup.public.guidance_artefact} if guided else {}
     to_all = {"model": first, "public-set": setup.public.artefact}
