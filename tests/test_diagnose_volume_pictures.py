@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from ayni_export.report_volumes import volume_words
+from ayni_export.report_volumes import outlined_volume_entry, volume_words
 from ayni_export.reported import ReportedStructure
 from ayni_export.three_planes import LONGEST_SIDE, centre_of, three_planes
-from ayni_export.volume_answer import outlined
+from ayni_export.volume_answer import OutlinedVolume, VolumeFile, outlined
 
 SHAPE = (4, 6, 10)  # slices, rows, columns
 MM = (5.0, 1.0, 2.0)
@@ -73,6 +75,19 @@ def test_a_voxel_of_two_structures_goes_to_the_likelier_and_counts_for_both() ->
     assert [(each.num_voxels, each.num_sure) for each in found.structures] == [(3, 1), (3, 1)]
     assert found.num_shared == 3
     assert [each.share for each in found.structures] == [0.75, 0.75]
+
+
+@pytest.mark.parametrize(("highest", "num_pictures"), [(0.4, 3), (0.6, 6)])
+def test_where_nothing_is_outlined_each_cut_is_shown_once(highest: float, num_pictures: int) -> None:
+    volume = np.zeros((2, 3, 4), np.float32)
+    found = outlined([volume + np.float32(highest)], ("one",))
+    planes = three_planes(volume, found.masks, MM, (0, 0, 0))
+    file = VolumeFile(Path("v.nii"), "", (4, 3, 2), MM, 1.0, "NIfTI", True)
+    answer = OutlinedVolume(file, found.structures, 0, b"", planes, 1, False)
+    section = outlined_volume_entry(answer, 1, "masks/v.nii.gz").section
+    assert section.count("<img") == num_pictures
+    assert ("Drawn by a program" in section) == (num_pictures == 6)
+    assert '<p class="meaning"></p>' not in section
 
 
 @pytest.mark.parametrize(

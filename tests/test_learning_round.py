@@ -109,13 +109,15 @@ def test_a_killed_round_goes_on_to_the_same_bytes(tmp_path: Path, role: Role) ->
 
 def test_a_round_asked_twice_gives_the_same_bytes_without_training_again(bench: Bench) -> None:
     for number in (1, 2):
-        done(bench.round("home", number))
+        last = done(bench.round("home", number))
     first = update(bench, "home", 2)
     (bench.folder / "home" / "update-2").unlink()
     events = events_of(bench.round("home", 2))
     assert update(bench, "home", 2) == first
     assert [type(event) for event in events] == [Done]
-    assert [line.round for line in read_history(bench.folder / "home/training/history.jsonl")] == [0, 1, 2]
+    history = read_history(bench.folder / "home/training/history.jsonl")
+    assert [line.round for line in history] == [0, 1, 2]
+    assert last.scores["validation"].auc == history[2].auc  # what the person at the site is told after each round
 
 
 def test_only_the_last_state_and_the_one_before_are_kept(bench: Bench) -> None:

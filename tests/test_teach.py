@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from ayni.errors import IntegrityError, RefusedError, UserError
+from ayni.errors import RefusedError, UserError
 from ayni.learning.networks import load_weights, seeded_network, weights_of
 from ayni.task import Task
 from ayni.tensors import safe
@@ -188,10 +188,10 @@ def test_a_teacher_whose_tensors_do_not_fit_is_refused(data: Path, tmp_path: Pat
     file, name = tmp_path / "wrong.safetensors", "head.weight"
     for wrong in (np.zeros((2, 2), np.float32), np.zeros(weights[name].shape, np.int64), weights[name] * np.nan):
         safetensors.numpy.save_file({**weights, name: wrong}, file)
-        with pytest.raises(IntegrityError):
+        with pytest.raises(UserError, match=r"wrong\.safetensors cannot teach this task"):
             taught(folder, Lesson(data, file))
     file.write_bytes(b"not tensors")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(UserError, match=r"wrong\.safetensors cannot teach this task: .*no safetensors file"):
         taught(folder, Lesson(data, file))
     with pytest.raises(UserError, match="cannot be read"):
         taught(folder, Lesson(data, tmp_path / "missing"))

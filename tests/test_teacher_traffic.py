@@ -86,6 +86,11 @@ class Place:
             agent = Agent(site.home, site.settings, state, lambda: line, Silent())
             agent.sync(line, agent.ask_round(line).manifest_version)
 
+    def kinds(self, name: str) -> list[str]:
+        """Of what lies in a site's folder."""
+        there = {path.name for path in (self.sites[name].home / "artefacts").iterdir()}
+        return [artefact.kind for artefact in self.desk.listed() if artefact.sha256 in there]
+
     def answer(self, name: str, number: int) -> None:
         """A round's update without training; returns when the coordinator has averaged and published it."""
         file, site = self.folder / f"{name}.update", self.sites[name]
@@ -142,6 +147,14 @@ def test_a_teacher_travels_once_whatever_happens(place: Place, teacher: bytes) -
         assert {a.kind for a in place.desk.listed() if a.round_number == 1} == {"model"}
         assert place.has_teacher("near", teacher)
     assert place.metered("near") == after_cut
+
+
+def test_asking_for_the_task_fetches_nothing_else(place: Place) -> None:
+    with place.serving():
+        place.join("near")
+        assert place.sites["near"].task().dual_kd
+    assert place.kinds("near") == ["task"]
+    assert place.metered("near") == 0
 
 
 def test_a_site_whose_agent_ends_while_it_fetches_goes_on(

@@ -100,8 +100,9 @@ def test_a_picture_among_volumes_and_a_picture_as_mask_are_refused(folder: Path)
 
 def test_a_folder_that_calls_its_masks_labels_is_told_so(folder: Path) -> None:
     (folder / "masks").rename(folder / "labels")
-    with pytest.raises(DataError, match="if the folder labels holds the masks, call it masks"):
-        check_data(folder)
+    for look in (check_data, lambda path: load_segmented(path, SIZE_16, TWO)):
+        with pytest.raises(DataError, match="if the folder labels holds the masks, call it masks"):
+            look(folder)
 
 
 def test_a_folder_of_slices_is_one_image(tmp_path: Path) -> None:

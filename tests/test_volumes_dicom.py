@@ -167,7 +167,7 @@ def _deflated(folder: Path) -> None:
         (_change_one(PixelSpacing=[1.5, 0.6]), r"differ in size, spacing or direction"),
         (_change_one(Rows=7), r"differ in size, spacing or direction"),
         (_change_one(PixelData=None), r"z\.dcm holds no picture"),
-        (_change_one(PixelData=b"12"), r"is damaged or cut off"),
+        (_change_one(PixelData=b"12"), r"its slice z\.dcm is damaged or cut off"),
         (_moved, r"not at right angles to each other, as with a tilted gantry"),
         (_deflated, r"is a deflated DICOM file"),
         (lambda folder: (folder / "0-0.dcm").write_bytes(b"cut"), r"0-0\.dcm is no DICOM file, or damaged"),

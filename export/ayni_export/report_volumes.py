@@ -117,10 +117,7 @@ def _outlined_section(answer: OutlinedVolume, reported: ReportedImage, number: i
     return f"""<section id="image-{number}">
 <h2>{escape(reported.file)}</h2>
 {_structures(reported)}
-<p class="meaning">{_about_windows(answer)}{_caution(answer.file)}</p>
-{pictures(answer.planes, over="outlines")}
-<div class="legend">{_legend(answer)}<span>{UNCHECKED}</span></div>
-{pictures(answer.planes)}
+{_remarks(answer)}{_cuts(answer)}
 <p class="masks">Label map on the volume's own voxels: <a href="{quote(mask)}">{escape(mask)}</a> ({numbered}\
 {_about_shared(answer)})</p>
 <p class="masks">{_about(answer.file)}</p>
@@ -141,6 +138,19 @@ def _structures(reported: ReportedImage) -> str:
         words = f"{escape(printable(name))} <small>{volume_words(structure, ' · ')}</small>"
         lines.append(f'<p class="finding outlined">{words}</p>\n<p class="meaning">{meaning}</p>')
     return "\n".join(lines)
+
+
+def _remarks(answer: OutlinedVolume) -> str:
+    said = f"{_about_windows(answer)}{_caution(answer.file)}".strip()
+    return f'<p class="meaning">{said}</p>\n' if said else ""
+
+
+def _cuts(answer: OutlinedVolume) -> str:
+    """With the outlines and without them; once where there are none."""
+    if not any(structure.num_voxels for structure in answer.structures):
+        return pictures(answer.planes)
+    legend = f'<div class="legend">{_legend(answer)}<span>{UNCHECKED}</span></div>'
+    return f"{pictures(answer.planes, over='outlines')}\n{legend}\n{pictures(answer.planes)}"
 
 
 def _about_windows(answer: OutlinedVolume) -> str:

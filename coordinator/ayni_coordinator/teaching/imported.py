@@ -21,12 +21,17 @@ _PER_CHANNEL = "a list with a number for each channel"
 def read_teacher(path: Path, task: Task, normalise: Normaliser | None) -> TeacherWeights:
     """Checked: names, shapes, types, and that it answers with numbers. `normalise` is what a plain file does not say.
 
-    Raises UserError if the file cannot be read or says too little, IntegrityError if it does not fit the task.
+    Raises UserError if the file cannot be read, says too little or does not fit the task.
     """
     try:
-        data = path.read_bytes()
+        return _checked(path, path.read_bytes(), task, normalise)
     except OSError as error:
         raise UserError(f"the teacher cannot be read from {path}: {error.strerror}.") from None
+    except IntegrityError as error:
+        raise UserError(f"{path} cannot teach this task: {error}. Give a teacher that was made for it.") from None
+
+
+def _checked(path: Path, data: bytes, task: Task, normalise: Normaliser | None) -> TeacherWeights:
     metadata = safe.read_metadata(data)
     teacher = decode_teacher(data) if "teacher" in metadata else _plain(path, data, metadata, task, normalise)
     check_teaches(teacher.info, task)
@@ -35,7 +40,7 @@ def read_teacher(path: Path, task: Task, normalise: Normaliser | None) -> Teache
     load_weights(network, teacher.weights)
     with torch.no_grad():
         if not network.eval()(torch.zeros(1, task.image.channels, *task.image.seen)).isfinite().all():
-            raise IntegrityError(f"the teacher {path} answers an empty image with what is no number")
+            raise IntegrityError("it answers an empty image with what is no number")
     return teacher
 
 
@@ -45,7 +50,7 @@ def _plain(
     tensors = safe.decode(data, largest=safe.LARGEST_WEIGHT)
     floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
     if len(floats) < len(tensors):
-        raise IntegrityError(f"the teacher {path} holds tensors that are no floating point numbers")
+        raise IntegrityError("it holds tensors that are no floating point numbers")
     info = TeacherInfo(
         task=task.name,
         kind=task.kind,

@@ -30,6 +30,7 @@ from ayni.data.seen import check_same_size
 from ayni.data.volume_file import check_same_grid, read_label_map, read_volume
 from ayni.errors import DataError
 
+FEWEST_TAUGHT = 4  # beside a teacher; docs/results.md has figures of four
 MANY_VALUES = 16  # more structures than anybody outlines by hand
 
 
@@ -157,8 +158,9 @@ class _Tally:
             warnings.append("there is no image with a mask to train on.")
         elif not self.foreground:
             warnings.append("all masks are empty: nothing can be learned from them. Add images with structures.")
-        elif num_trained_on < FEW_IMAGES:
-            warnings.append(f"only {num_trained_on} images with masks; fewer than {FEW_IMAGES} teach little.")
+        elif num_trained_on < (FEWEST_TAUGHT if self.unlabelled else FEW_IMAGES):
+            kind, few = "volumes" if self.volumes else "images", FEWEST_TAUGHT if self.unlabelled else FEW_IMAGES
+            warnings.append(f"only {num_trained_on} {kind} with masks; fewer than {few} teach little.")
         if self.found and sorted(self.found) != list(range(1, len(self.found) + 1)):
             warnings.append(
                 "the values above 0 are not 1, 2, 3 ...: good for a task of one structure, where all above 0 is it; "

@@ -85,7 +85,7 @@ def _headers(folder: Path) -> list[tuple[Path, Any]]:
     if len(found) < 2:
         raise UnreadableError(
             f"this folder holds {len(found)} DICOM slices, and a volume has at least two. Put the files of one series "
-            "straight into it."
+            "straight into it; volumes as NIfTI are named file by file."
         )
     _check_one_series(found)
     return found
@@ -167,6 +167,9 @@ def _values(one: _Slice, dataset: Any) -> Values:
         stored = dataset.pixel_array
     except (RuntimeError, NotImplementedError):
         raise UnreadableError(f"the compression of {one.file.name} is not read here. Export it uncompressed.") from None
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        what = f"its slice {one.file.name} is damaged or cut off ({type(error).__name__})"
+        raise UnreadableError(f"{what}. Copy or export the series again.") from None
     if stored.shape != one.shape:
         raise UnreadableError(f"{one.file.name} has another size than its header says. Export it again.")
     return np.asarray(apply_modality_lut(stored, dataset))

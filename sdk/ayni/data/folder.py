@@ -27,7 +27,7 @@ def read_labels(folder: Path, *, unlabelled: bool = False) -> list[tuple[str, st
     except FileNotFoundError:
         raise DataError(
             f"there is no {LABELS_FILE} in {folder}. Write one line per image: file,label (or give a .npz file); for "
-            f"segmentation, give the folders images and masks{_hint(folder)}."
+            f"segmentation, give the folders images and masks{labels_hint(folder)}."
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}). Save it as CSV in UTF-8.") from None
@@ -38,8 +38,8 @@ def read_labels(folder: Path, *, unlabelled: bool = False) -> list[tuple[str, st
     return pairs
 
 
-def _hint(folder: Path) -> str:
-    """Sets of volumes often call the masks labels."""
+def labels_hint(folder: Path) -> str:
+    """What to say where masks are missing: sets of volumes often call them labels."""
     return ": if the folder labels holds the masks, call it masks" if (folder / "labels").is_dir() else ""
 
 

@@ -62,8 +62,11 @@ def is_volume_file(path: Path) -> bool:
 def read_nifti(path: Path) -> tuple[Values, Grid]:
     """Voxels [X, Y, Z] of the file's own type, or float32 if it scales them. Raises UnreadableError or
     MissingExtraError, or what gzip and nibabel raise."""
-    with _opened(path) as file:
-        return _read(file)
+    try:
+        with _opened(path) as file:
+            return _read(file)
+    except EOFError:
+        raise UnreadableError("it is cut off. Copy or export it again.") from None
 
 
 def _read(file: IO[bytes]) -> tuple[Values, Grid]:

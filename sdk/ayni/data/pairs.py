@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ayni.data.folder import DUAL_KD_ONLY, IMAGE_SUFFIXES, MASK_SUFFIXES
+from ayni.data.folder import DUAL_KD_ONLY, IMAGE_SUFFIXES, MASK_SUFFIXES, labels_hint
 from ayni.errors import DataError
 
 IMAGES, MASKS = "images", "masks"
@@ -77,7 +77,7 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"there is no folder {folder}. Segmentation needs the folders {IMAGES} and {MASKS}, with one mask of the "
-            "same name per image (or a .npz file)."
+            f"same name per image (or a .npz file){labels_hint(folder.parent)}."
         ) from None
     found: dict[str, Path] = {}
     for entry in entries:

@@ -90,9 +90,14 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
         personal = personal_after(kept, weights_of(learner.small), task.personal.decay)
         tensors |= {f"personal.{name}": array for name, array in personal.items()}
     write_state(folder.state_after(job.round_number), State(info, tensors))
-    _add_point(folder, learner, own, normalise, job.round_number, start, mean_losses(info))
+    now = _add_point(folder, learner, own, normalise, job.round_number, start, mean_losses(info))
     folder.checkpoint("federated").unlink(missing_ok=True)
-    return Done(num_examples=len(own.train_truth), train_s=round(info.train_s, 3), peak_rss_mb=peak_rss_mb())
+    return Done(
+        num_examples=len(own.train_truth),
+        train_s=round(info.train_s, 3),
+        peak_rss_mb=peak_rss_mb(),
+        scores={"validation": now} if now else {},
+    )
 
 
 def make_learner(
@@ -221,10 +226,11 @@ def _add_point(
     round_number: int,
     of_global: Scores | None,
     losses: dict[str, float],
-) -> None:
+) -> Scores | None:
     """One point of the learning curve: the network that diagnoses at this site, on its held-out images."""
     network = learner.average.module if isinstance(learner, Hospital) else learner.small
     now = _holdout_scores(network, learner.task, own, normalise)
     if now:
         line = history_line(round_number, now, of_global.main if of_global else None, losses)
         add_history(folder.history("federated"), [line])
+    return now

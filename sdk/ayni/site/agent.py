@@ -25,6 +25,7 @@ from ayni.wire.messages import GetManifest, GetRound, ManifestIs, RoundIs, Submi
 
 LONGEST_WAIT_S = 300.0  # between attempts while the line is down
 PASSING_REFUSALS = {"busy", "unknown-artefact"}  # the manifest moved on, or an upload was swept: ask anew
+NO_TASK = "the coordinator's manifest lists no task"
 KEEP_LINE_S = 5.0  # hang up when nothing is to be said for longer
 
 
@@ -129,10 +130,13 @@ class Agent:
         now = self.ask_round(line)
         still_open = now.phase == "open" and now.round_number == answer.round_number
 
+        def sending(done: int, total: int) -> None:
+            self._watcher.progress("sending (kB)", done // 1000, total // 1000)
+
         def send(kind: UploadKind, name: str) -> bytes | None:
             path = self._home / "outbox" / name
             if name and still_open:
-                return upload(line, kind, path, lambda done, total: self._watcher.progress("sending", done, total))
+                return upload(line, kind, path, sending)
             return bytes.fromhex(sha256_file(path)) if name else None
 
         try:
@@ -224,7 +228,7 @@ class Agent:
 
     def _fetch(self, line: Line, artefact: Artefact) -> None:
         def show(done: int, total: int) -> None:
-            self._watcher.progress(f"receiving {artefact.kind}", done, total)
+            self._watcher.progress(f"receiving {artefact.kind} (kB)", done // 1000, total // 1000)
 
         download(line, artefact.sha256, artefact.num_bytes, self.path_of(artefact), artefact.kind, show)
 
@@ -257,7 +261,7 @@ class Agent:
     def context(self, manifest: Manifest) -> SiteContext:
         task = manifest.latest("task")
         if task is None:
-            raise PeerProtocolError("the coordinator's manifest lists no task")
+            raise PeerProtocolError(NO_TASK)
         return SiteContext(
             home=str(self._home),
             task_path=str(self.path_of(task)),
@@ -268,6 +272,19 @@ class Agent:
             num_threads=self._settings.num_threads,
             memory_mb=self._settings.memory_mb,
         )
+
+    def known_or_fetched_task(self) -> Task:
+        """The federation's task. Nothing else is fetched for it: a teacher may be large, and the line bad."""
+        manifest = self._state.manifest(self._settings.coordinator_signing_key)
+        listed = manifest.latest("task") if manifest else None
+        if listed is None or not self.path_of(listed).exists():
+            with self._open_line() as line:
+                listed = self._newest_manifest(line, self.ask_round(line).manifest_version).latest("task")
+                if listed is None:
+                    raise PeerProtocolError(NO_TASK)
+                if not self.path_of(listed).exists():
+                    self._fetch(line, listed)
+        return self._task(listed)
 
     def known_or_fetched_manifest(self) -> Manifest:
         """The manifest with its artefacts: the one in the folder if it is complete, else a new one."""
@@ -281,7 +298,8 @@ class Agent:
 def _waiting_for(now: RoundIs) -> str:
     match now.phase:
         case "waiting":
-            return f"waiting for the federation to start; {now.num_sites} sites have joined"
+            joined = "1 site has joined" if now.num_sites == 1 else f"{now.num_sites} sites have joined"
+            return f"waiting for the federation to start; {joined}"
         case "closed":
             return f"round {now.round_number} is being averaged"
         case _:

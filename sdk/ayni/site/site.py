@@ -233,9 +233,7 @@ class Site:
     def task(self) -> Task:
         """The federation's task; fetched if it has not been yet."""
         with SiteState(self.home) as state:
-            agent = self._agent(state)
-            context = agent.context(agent.known_or_fetched_manifest())
-        return Task.from_json(Path(context.task_path).read_bytes())
+            return self._agent(state).known_or_fetched_task()
 
     @property
     def coordinator_fingerprint(self) -> str:
