@@ -169,7 +169,7 @@ def _print_table(made: Report, folder: Path) -> None:
             table.add_row(Text("" if row else image.file), Text(first, style="bold"), *map(Text, others))
     console = Console()
     console.print(table)
-    if made.model.task_kind == "segmentation":
+    if any(found.sure_share is not None for image in made.images for found in image.structures.values()):
         sure_means = SURE_MEANS.replace("area", "volume") if made.model.dimensions == 3 else SURE_MEANS
         console.print(Text(f"\n{sure_means}"))
     console.print(Text(f"\nNot for primary diagnosis. Report: {folder / 'report.html'}"))
