@@ -85,6 +85,18 @@ def test_round_one_waits_for_the_sites_that_the_task_wants(tmp_path: Path) -> No
     assert (now.phase, now.round_number, now.wanted, now.deadline_in_s) == ("open", 1, True, DEADLINE_S)
 
 
+def test_who_waits_for_others_asks_often_when_one_has_just_come(tmp_path: Path) -> None:
+    """Hours may pass between setting up and the first site: a teacher is trained then."""
+    desk = Desk(tmp_path / "centre")
+    desk.pass_time(3600.0)
+    desk.join("north")
+    assert desk.round("north").retry_after_s == pytest.approx(0.05)
+    desk.pass_time(3600.0)
+    assert desk.round("north").retry_after_s == pytest.approx(300.0)
+    desk.join("south")
+    assert desk.round("north").retry_after_s == pytest.approx(0.05)
+
+
 def test_a_round_closes_when_all_have_answered_and_the_mean_is_published(desk: Desk) -> None:
     before = desk.model()
     for site, add in (("north", 1.0), ("south", 2.0), ("west", 6.0)):

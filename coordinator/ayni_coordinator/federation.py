@@ -213,13 +213,17 @@ def standing(home: CoordinatorHome, session: Session) -> Standing:
     newest = current_round(session)
     is_over = newest.state == "published" and newest.number == home.task.training.rounds
     phase = "finished" if is_over else "waiting" if newest.state == "published" else newest.state
+    sites = active_sites(session)
+    since_s = newest.published_s or newest.opened_s
+    if phase == "waiting":  # who waits for others asks often when one has just come
+        since_s = max([since_s, *(site.joined_s for site in sites)])
     return Standing(
         phase=phase,  # type: ignore[arg-type]
         round_number=newest.number,
-        since_s=newest.published_s or newest.opened_s,
+        since_s=since_s,
         deadline_s=newest.deadline_s,
         manifest_version=session.scalar(select(func.max(ManifestRow.version))) or 0,
-        num_sites=len(active_sites(session)),
+        num_sites=len(sites),
         answers={site: answer.state for site, answer in answers_of(session, newest.number).items()},
     )
 
