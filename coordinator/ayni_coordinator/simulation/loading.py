@@ -16,7 +16,7 @@ from ayni.data.images import IMAGE_SUFFIXES, prepare, read_image
 from ayni.data.mask_file import read_mask
 from ayni.data.npz import read_npz
 from ayni.data.planes import planes_of, prepare_planes
-from ayni.data.volumes import as_seen, check_same_grid, label_planes, padded, read_label_map, read_volume
+from ayni.data.seen import seen_array, seen_pair
 from ayni.errors import UserError
 from ayni.task import ImageSettings, Task
 from ayni_coordinator.simulation.collection import Collection, Pixels
@@ -38,7 +38,7 @@ def _medmnist(path: Path, task: Task) -> Collection:
     parts = {"train": "train", "val": "public", "test": "test"}
     read = {part: read_npz(path, split, volumes=bool(task.image.depth)) for split, part in parts.items()}
     if task.image.depth:
-        pixels = [padded(one[..., 0], task.image)[..., None] for images, _ in read.values() for one in images]
+        pixels = [seen_array(one, task.image, path.name) for images, _ in read.values() for one in images]
     else:
         pixels = [prepare(one, task.image, resize=True) for images, _ in read.values() for one in images]
     names = tuple(part for part, (images, _) in read.items() for _ in images)
@@ -51,12 +51,15 @@ def _medmnist(path: Path, task: Task) -> Collection:
 
 def _folder(folder: Path, task: Task, crop: int) -> Collection:
     rows = _read_sites(folder / "sites.csv", *(() if task.kind == "segmentation" else ("label",)))
+    if task.image.depth and task.kind != "segmentation":
+        raise UserError(f"{folder}: a folder of volumes is for segmentation; the task {task.name} is another kind.")
+    masks = next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), folder / MASK_FOLDERS[0])
     pixels: list[Pixels] = []
     truth: list[npt.NDArray[np.generic]] = []
     for row in rows:
         path = _image_file(folder / "images", row["id"])
         if task.image.depth:
-            voxels_DHWK, planes_SDHW = _volume(path, folder, task)
+            voxels_DHWK, planes_SDHW = seen_pair(path, masks / path.name, task.image, task.classes)
             pixels.append(voxels_DHWK)
             truth.append(planes_SDHW)
             continue
@@ -79,18 +82,6 @@ def _folder(folder: Path, task: Task, crop: int) -> Collection:
         tuple(row.get("patientid") or row["id"] for row in rows),
         ("",) * len(rows),
     )
-
-
-def _volume(path: Path, folder: Path, task: Task) -> tuple[Pixels, Pixels]:
-    """[D, H, W, 1] and [S, D, H, W]."""
-    if task.kind != "segmentation":
-        raise UserError(f"{folder}: a folder of volumes is for segmentation; the task {task.name} is another kind.")
-    masks = next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), folder / MASK_FOLDERS[0])
-    volume, mask = read_volume(path), read_label_map(masks / path.name)
-    check_same_grid(volume, mask, path.name, f"{masks.name}/{path.name}")
-    planes = label_planes(mask, task.classes, task.image, path.name)
-    planes_SDHW = np.stack([padded(plane_DHW, task.image, path.name) for plane_DHW in planes])
-    return padded(as_seen(volume, task.image, path.name), task.image, path.name)[..., None], planes_SDHW
 
 
 def _read_sites(path: Path, *columns: str) -> list[dict[str, str]]:
