@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from test_simulate_command import GIVE_UP_S, TESTS, alive, wait_until, workers
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="Ray is an extra of its own")
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, of IPv4 and of IPv6 sockets
 
 
 def started(folder: Path, function: str, engine: str) -> subprocess.Popen[str]:
@@ -38,6 +40,32 @@ def of_ray() -> set[str]:
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if alive(int(path.parent.name)) and "ayni-ray-" in command_line(path)
     }
+
+
+def listening(root: int) -> dict[str, set[str]]:
+    """The local addresses (hexadecimal, as the kernel writes them) on which processes below `root` listen, by name."""
+    address_of = {}
+    for table in ("tcp", "tcp6"):
+        rows = [line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:]]
+        address_of |= {f"socket:[{row[9]}]": row[1].split(":")[0] for row in rows if row[3] == "0A"}
+    parents = {int(path.parent.name): parent(path) for path in Path("/proc").glob("[0-9]*/stat")}
+    below = {root}
+    while more := {pid for pid, its in parents.items() if its in below} - below:
+        below |= more
+    found: dict[str, set[str]] = {}
+    for pid in below:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            open_files = {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            found.setdefault(name, set()).update(address_of[file] for file in open_files & set(address_of))
+    return found
+
+
+def parent(path: Path) -> int:
+    try:
+        return int(path.read_text().rsplit(")", 1)[1].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def command_line(path: Path) -> str:
@@ -78,9 +106,14 @@ def test_ctrl_c_ends_ray_and_all_that_it_started(tmp_path: Path) -> None:
         try:
             wait_until((tmp_path / "out" / "rows" / "lungs" / "local" / "0.json").exists)
             wait_until(lambda: len(workers(tmp_path)) == 3)
+            listens = listening(command.pid)
         finally:
             command.send_signal(signal.SIGINT)
         _, told = command.communicate(timeout=GIVE_UP_S)
+    assert {"raylet", "gcs_server"} <= set(listens)
+    assert listens["raylet"]
+    assert listens["gcs_server"]
+    assert set().union(*listens.values()) <= LOOPBACK  # nobody outside this machine can even ask
     assert command.returncode == 130
     assert "stopped: 1 of 8 runs have ended" in told
     assert "Traceback" not in told

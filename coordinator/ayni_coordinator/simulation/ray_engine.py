@@ -45,8 +45,10 @@ def ray_workers(run: str, log: Callable[[Job], Path], limits: Limits) -> Iterato
     require_ray()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
     here = "RAY_ADDRESS" not in os.environ
-    if here:  # Ray listens on every address of the machine: nobody without this word is served
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if here:
+        # Named for other systems, but on Linux too it makes 127.0.0.1 the only address that Ray listens on
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # other users of this machine are served nothing either
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
