@@ -44,7 +44,7 @@ def of_ray() -> set[str]:
 
 def listening(root: int) -> dict[str, set[str]]:
     """The local addresses (hexadecimal, as the kernel writes them) on which processes below `root` listen, by name."""
-    address_of = {}
+    address_of: dict[str, str] = {}
     for table in ("tcp", "tcp6"):
         rows = [line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:]]
         address_of |= {f"socket:[{row[9]}]": row[1].split(":")[0] for row in rows if row[3] == "0A"}
