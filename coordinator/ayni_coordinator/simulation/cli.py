@@ -34,6 +34,9 @@ def simulate(
     memory_per_run_mb: Annotated[
         int | None, typer.Option(min=1, help="For one run; learned from finished runs by default.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Try the values of [tuning] on held-out images, write OUT/tuned.toml.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Compare methods: whole federations, each simulated in one process. May be killed and started again at any point.
@@ -53,6 +56,7 @@ def simulate(
     request = Request(
         out=out, data=data, tasks=task or (), methods=method or (), seeds=seed or (),
         num_workers=workers, memory_mb=memory_mb, memory_per_run_mb=memory_per_run_mb,
+        tune=tune,
     )  # fmt: skip
     simulate_and_tell(read_experiment(experiment), request, engine, json=json)
 

@@ -19,6 +19,7 @@ from ayni.task import Name, Task, read_task
 METHODS = "ayni_coordinator.simulation.methods"
 Seed = Annotated[int, Meta(ge=0, lt=2**31)]
 Setting = bool | int | float | str
+ByTask = dict[str, dict[str, dict[str, Setting]]]  # settings of methods, by task
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,12 +66,23 @@ class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     methods: tuple[str, ...] = ()
 
 
+class Tuning(_Settings, frozen=True, kw_only=True):
+    """Which values of one setting of each method `ayni simulate --tune` tries on each task, with a seed of its own:
+    judged on images that the sites hold out of training, never on test images."""
+
+    values: Annotated[dict[str, dict[str, Annotated[tuple[int | float, ...], Meta(min_length=2)]]], Meta(min_length=1)]
+    seed: Seed = 0
+
+
 class ExperimentFile(_Settings, frozen=True, kw_only=True):
-    """The whole TOML file."""
+    """The whole TOML file. `tuned` is what `--tune` found, a file in the experiment's folder: settings by task and
+    method, unless a task's own entry says otherwise."""
 
     methods: Annotated[tuple[str, ...], Meta(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
     tasks: Annotated[tuple[TaskEntry, ...], Meta(min_length=1)]
+    tuning: Tuning | None = None
+    tuned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,7 @@ class Experiment:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     parts: tuple[TaskPart, ...]
+    tuning: Tuning | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -116,16 +129,40 @@ def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experim
     settings_for = [name for entry in file.tasks for name in entry.settings]
     studies = [study.method for entry in file.tasks for study in (entry.leave_out, entry.personal) if study]
     of_tasks = [name for entry in file.tasks for name in entry.methods]
-    for name in [*file.methods, *of_tasks, *settings_for, *studies]:
+    tuned, tried = _tuned(path, file), _tried(path, file)
+    settings_for += [name for found in tuned.values() for name in found]
+    for name in [*file.methods, *of_tasks, *settings_for, *studies, *tried]:
         if name not in known:
             raise UserError(f"{path}: there is no method {name!r}. Methods are {', '.join(known)}.")
-    parts = tuple(_part(path, entry, entry.methods or file.methods) for entry in file.tasks)
+    parts = tuple(_part(path, entry, entry.methods or file.methods, tuned) for entry in file.tasks)
+    if unknown := sorted(set(tuned) - {part.task.name for part in parts}):
+        raise UserError(f"{path}: {file.tuned} has settings for the task {unknown[0]!r}, which the experiment has not.")
     for listed in (file.methods, *(entry.methods for entry in file.tasks)):
         _check_distinct(path, "method", listed)
     _check_distinct(path, "seed", file.seeds)
     _check_distinct(path, "task named", [part.task.name for part in parts])
     methods_in_order = tuple(dict.fromkeys((*file.methods, *of_tasks)))
-    return Experiment(path, methods_in_order, file.seeds, parts)
+    return Experiment(path, methods_in_order, file.seeds, parts, file.tuning)
+
+
+def _tuned(path: Path, file: ExperimentFile) -> ByTask:
+    if not file.tuned:
+        return {}
+    try:
+        return msgspec.toml.decode((path.parent / file.tuned).read_bytes(), type=ByTask)
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: {file.tuned} is not what `ayni simulate --tune` writes: {error}.") from None
+
+
+def _tried(path: Path, file: ExperimentFile) -> list[str]:
+    """The methods that are tuned; one setting each."""
+    values = file.tuning.values if file.tuning else {}
+    for method, settings in values.items():
+        if len(settings) != 1:
+            raise UserError(
+                f"{path}: tuning tries one setting of a method, {method} has {', '.join(settings) or 'none'}."
+            )
+    return list(values)
 
 
 def check_data(data: Path, parts: Iterable[TaskPart]) -> None:
@@ -139,9 +176,12 @@ def check_data(data: Path, parts: Iterable[TaskPart]) -> None:
             )
 
 
-def _part(path: Path, entry: TaskEntry, methods: tuple[str, ...]) -> TaskPart:
+def _part(path: Path, entry: TaskEntry, methods: tuple[str, ...], tuned: ByTask) -> TaskPart:
     file = path.parent / entry.task
     task = read_task(file)
+    found = tuned.get(task.name, {})
+    settings = {name: {**found.get(name, {}), **entry.settings.get(name, {})} for name in {**found, **entry.settings}}
+    entry = msgspec.structs.replace(entry, settings=settings)
     groups = {site.get("group", "") for site in entry.sites.values() if isinstance(site, dict)}
     for group in entry.leave_out.groups if entry.leave_out else ():
         if group not in groups or group in entry.sites:

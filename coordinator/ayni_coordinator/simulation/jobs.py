@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,8 @@ UNSEEN, PERSONAL = "unseen", "personal"
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """`entry.settings` has this method's settings only. Paths are absolute; `data_folder` is where data sets are.
 
-    `fingerprint` tells whether stored rows still belong to this job.
+    `fingerprint` tells whether stored rows still belong to this job. A `trial` of a setting measures on held-out images
+    and touches no test image.
     """
 
     task: Task
@@ -32,6 +34,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     data_folder: str
     fingerprint: str
     num_threads: int = 1
+    trial: str = ""
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -41,7 +44,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         without = f" without {self.left_out}" if self.left_out else ""
-        return f"{self.method} on {self.task.name}{without}, seed {self.seed}"
+        trial = f" with {self.trial}" if self.trial else ""
+        return f"{self.method}{trial} on {self.task.name}{without}, seed {self.seed}"
 
     @property
     def left_out(self) -> str:
@@ -61,6 +65,22 @@ def jobs_of(experiment: Experiment, data_folder: Path) -> list[Job]:
             *(_job(experiment, part, UNSEEN, seed, data_folder, group) for group in _groups(part)),
         ]
     ]
+
+
+def trials_of(experiment: Experiment, data_folder: Path) -> list[Job]:
+    """One for each value that is tried. Raises UserError if the experiment tunes nothing."""
+    tuning = experiment.tuning
+    if tuning is None:
+        raise UserError(f"{experiment.path} has no section [tuning], which says what --tune tries.")
+    trials = []
+    for part in experiment.parts:
+        for method, settings in tuning.values.items():
+            for name, values in settings.items():
+                for value in values if method in part.methods else ():
+                    tried = msgspec.structs.replace(part.entry, settings={method: {name: value}})
+                    job = _job(experiment, replace(part, entry=tried), method, tuning.seed, data_folder)
+                    trials.append(msgspec.structs.replace(job, trial=f"{name}={value}"))
+    return trials
 
 
 def _groups(part: TaskPart) -> tuple[str, ...]:

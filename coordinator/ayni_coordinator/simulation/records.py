@@ -21,6 +21,8 @@ Stand = Literal["open", "finished", "failed", "outdated"]
 
 def _file_name(job: Job) -> str:
     """Without what could be a path in a group's name; two groups that then look alike are told apart by a hash."""
+    if job.trial:
+        return f"{job.seed}-{job.trial}"
     if not job.left_out:
         return str(job.seed)
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", job.left_out)[:40]

@@ -14,6 +14,7 @@ from ayni.errors import UserError
 
 SiteRole = Literal["hospital", "clinic", "unseen"]  # unseen: it took part in nothing, and is only tested on
 MAIN_METRICS = ("dice", "auc")  # the first that a row has is what a table of one figure shows
+HELD_OUT = "held_out"  # the metric of a trial: AUC or Dice on images that a site holds out of training
 Count = Annotated[int, Meta(ge=0)]
 
 

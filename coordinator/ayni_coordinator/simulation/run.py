@@ -27,7 +27,7 @@ from ayni_coordinator.simulation.jobs import Job, Tell
 from ayni_coordinator.simulation.loading import load_collection
 from ayni_coordinator.simulation.method import Candidate, Message, Method, Setup, SimulatedSite
 from ayni_coordinator.simulation.public import load_public
-from ayni_coordinator.simulation.results import Row
+from ayni_coordinator.simulation.results import HELD_OUT, Row
 from ayni_coordinator.simulation.teachers import centre_of
 
 
@@ -51,7 +51,8 @@ def run_job(job: Job, tell: Tell) -> list[Row]:
         return rows_of_personal(job, tell)
     method = method_named(job.method)
     setup, dealt = set_up(job, method)
-    return rows_of(job, setup, dealt, run_rounds(method, setup, tell))
+    outcomes = run_rounds(method, setup, tell)
+    return held_out_rows(job, setup, outcomes) if job.trial else rows_of(job, setup, dealt, outcomes)
 
 
 def set_up(job: Job, method: Method) -> tuple[Setup, list[Dealt]]:
@@ -145,23 +146,40 @@ def chosen_by_holdout(candidates: Sequence[Candidate], site: SimulatedSite, setu
     return candidates[best_of(figures, setup.objective.chance(logits[0], truth))]
 
 
+def held_out_rows(job: Job, setup: Setup, outcomes: Mapping[str, Outcome]) -> list[Row]:
+    """One per site that holds images out, with the figure on these alone: what settings are chosen by."""
+    rows = []
+    for site in setup.sites:
+        if len(truth := site.own.holdout_truth):
+            chosen = chosen_by_holdout(outcomes[site.name].candidates, site, setup)
+            logits = answers(chosen.network.eval(), site.own.holdout_MCHW, chosen.normalise)
+            metrics = {HELD_OUT: round(setup.objective.score(logits, truth).main, 6)}
+            rows.append(_row(job, setup, site, site.num_examples + len(truth), outcomes[site.name], metrics))
+    return rows
+
+
 def rows_of(job: Job, setup: Setup, dealt: Sequence[Dealt], outcomes: Mapping[str, Outcome]) -> list[Row]:
     """One per site, in the order of the experiment."""
-    return [_row(job, setup, one, outcomes[one.name]) for one in dealt]
+    rows = []
+    for one in dealt:
+        site, outcome = next(site for site in setup.sites if site.name == one.name), outcomes[one.name]
+        chosen = chosen_by_holdout(outcome.candidates, site, setup)
+        metrics = {name: round(value, 6) for name, value in figures_on_test(chosen, one, setup.task).items()}
+        rows.append(_row(job, setup, site, len(one.truth), outcome, metrics))
+    return rows
 
 
-def _row(job: Job, setup: Setup, dealt: Dealt, outcome: Outcome) -> Row:
-    site = next(site for site in setup.sites if site.name == dealt.name)
-    chosen = chosen_by_holdout(outcome.candidates, site, setup)
-    metrics = figures_on_test(chosen, dealt, setup.task)
+def _row(
+    job: Job, setup: Setup, site: SimulatedSite, num_train: int, outcome: Outcome, metrics: dict[str, float]
+) -> Row:
     return Row(
         task=job.task.name,
         method=job.method,
         seed=job.seed,
-        site=dealt.name,
-        role=dealt.role,
-        num_train=len(dealt.truth),
-        metrics={name: round(value, 6) for name, value in metrics.items()},
+        site=site.name,
+        role=site.role,
+        num_train=num_train,
+        metrics=metrics,
         bytes_up=outcome.bytes_up,
         bytes_down=outcome.bytes_down,
         seconds=round(outcome.seconds, 2),

@@ -16,13 +16,14 @@ from ayni.errors import MissingExtraError
 from ayni_coordinator.simulation.board import Board
 from ayni_coordinator.simulation.engine import Engine, Limits, run_jobs
 from ayni_coordinator.simulation.experiment import Experiment, check_data
-from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job, jobs_of, selected
+from ayni_coordinator.simulation.jobs import Event, Failed, Finished, Job, jobs_of, selected, trials_of
 from ayni_coordinator.simulation.memory import MemoryPlan, default_budget_mb, num_cores
 from ayni_coordinator.simulation.page import write_page
 from ayni_coordinator.simulation.processes import processes
 from ayni_coordinator.simulation.records import Record, Records
 from ayni_coordinator.simulation.results import Row, write_rows
 from ayni_coordinator.simulation.table import Screen, standing
+from ayni_coordinator.simulation.tuning import TUNED_FILE, figures_of, write_tuned
 from ayni_coordinator.simulation.worker import RUN
 
 RESULTS_FILE = "results.json"
@@ -41,6 +42,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     num_workers: int | None = None
     memory_mb: int | None = None
     memory_per_run_mb: int | None = None
+    tune: bool = False  # the trials of the experiment's [tuning], in place of its runs
     run: str = RUN  # the dotted name of the function that does one job
 
 
@@ -81,7 +83,7 @@ def require_parts() -> None:
 
 def simulate(experiment: Experiment, request: Request, engine: Engine = processes) -> Summary:
     """Raises UserError for what cannot be run. `engine` gives what starts one job: a process of its own, by default."""
-    all_jobs = jobs_of(experiment, request.data)
+    all_jobs = (trials_of if request.tune else jobs_of)(experiment, request.data)
     jobs = selected(all_jobs, tasks=request.tasks, methods=request.methods, seeds=request.seeds)
     names = {job.task.name for job in jobs}
     check_data(request.data, [part for part in experiment.parts if part.task.name in names])
@@ -101,7 +103,7 @@ def _run(experiment: Experiment, request: Request, plan: _Plan, engine: Engine) 
     records = Records(request.out)
     limits = Limits(request.num_workers or num_cores(), request.memory_mb or default_budget_mb())
     board, memory = _start_state(plan, records, limits, request)
-    pages = _Pages(experiment, plan.all_jobs, records)
+    pages = (_Tuned if request.tune else _Pages)(experiment, plan.all_jobs, records)
 
     with Screen(board) as screen:
         for text in _first_words(plan, records, limits):
@@ -123,7 +125,8 @@ def _run(experiment: Experiment, request: Request, plan: _Plan, engine: Engine) 
             raise
         finally:
             num_rows = pages.write()
-    return _summary(plan, board, num_rows, request.out / RESULTS_FILE, time.monotonic() - began_s)
+    results = request.out / (TUNED_FILE if request.tune else RESULTS_FILE)
+    return _summary(plan, board, num_rows, results, time.monotonic() - began_s)
 
 
 def _start_state(plan: _Plan, records: Records, limits: Limits, request: Request) -> tuple[Board, MemoryPlan]:
@@ -197,3 +200,23 @@ class _Pages:
         if rows:
             write_page(rows, self._records.out / PAGE_FILE)
         return len(rows)
+
+
+class _Tuned:
+    """tuned.toml, once trials have ended; a setting of which some value is not tried yet, or failed, is not in it."""
+
+    def __init__(self, experiment: Experiment, jobs: list[Job], records: Records) -> None:
+        self._jobs, self._records = jobs, records
+
+    def write_now_and_then(self) -> None:
+        """At the end alone."""
+
+    def write(self) -> int:
+        """Returns how many rows of trials there are."""
+        done = {job.name: self._records.read(job) for job in self._jobs if self._records.stand(job) == "finished"}
+        cells = {(job.task.name, job.method) for job in self._jobs if job.name not in done}
+        whole = [job for job in self._jobs if (job.task.name, job.method) not in cells]
+        trials = [(job, record.rows) for job in whole if (record := done[job.name]) is not None]
+        if trials:
+            write_tuned(self._records.out / TUNED_FILE, figures_of(trials))
+        return sum(len(record.rows) for record in done.values() if record is not None)
