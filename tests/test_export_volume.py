@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ayni.data.volumes import VOLUME_RULES, as_seen, back_to_file, padded, read_volume
-from ayni.errors import IntegrityError, UserError
+from ayni.errors import IntegrityError
 from ayni.learning.batches import Normaliser
 from ayni.learning.networks import Network, build_network, load_weights, weights_of
 from ayni.learning.scores import answers
@@ -26,8 +26,6 @@ from ayni_export.bundle import BundleInfo, read_bundle
 from ayni_export.diagnose import diagnose
 from ayni_export.export import export_model
 from ayni_export.graph import DiagnosisGraph, check_parity, parity_images
-from ayni_export.routed.pack import export_routed
-from ayni_export.routed.source import Federation
 from ayni_export.runtime import Session
 from ayni_export.signature import BundleError
 from ayni_export.volume_answer import OutlinedVolume
@@ -167,10 +165,3 @@ def test_the_graph_tells_nothing_of_the_machine_where_it_was_made() -> None:
     data = (volume_bundle() / "models/model.onnx").read_bytes()
     for trace in (str(ROOT).encode(), str(Path.home()).encode(), b".py", b"stack_trace"):
         assert trace not in data
-
-
-def test_a_routed_bundle_of_volumes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    federation = Federation(volume_model().task, 3, (), signing_key())
-    with pytest.raises(UserError, match="no gradient graph of a 3D network"):
-        export_routed(federation, tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []

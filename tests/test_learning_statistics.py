@@ -15,6 +15,7 @@ from ayni.learning.batches import Normaliser
 from ayni.learning.networks import Network, build_network, load_weights, weights_of
 from ayni.learning.statistics import (
     MIN_CASES,
+    _moments,
     answer_and_statistics,
     first_convolution,
     gathered,
@@ -146,6 +147,40 @@ def test_fewer_cases_than_the_minimum_give_none() -> None:
     scaled = (pixels.double() / 255 - 0.5) / 0.25
     assert float(found[0, 0]) == pytest.approx(float(scaled.mean()), abs=1e-5)
     assert float(found[1, 0]) == pytest.approx(float(scaled.var(unbiased=False)), rel=1e-4)
+
+
+def test_of_volumes_that_are_not_seen_at_once_the_middle_counts() -> None:
+    """8 x 8 x 8 of 8 x 10 x 13 voxels, from row 1 and column 2; the others are bright, and must not count."""
+    pixels = np.full((MIN_CASES, 1, 8, 10, 13), 255, np.uint8)
+    middle = np.random.default_rng(0).integers(0, 100, (MIN_CASES, 1, 8, 8, 8), dtype=np.uint8)
+    pixels[:, :, :, 1:9, 2:10] = middle
+    found = training_statistics(unet_3d(), torch.from_numpy(pixels), Normaliser((0.5,), (0.25,)))
+    assert found is not None
+    scaled = (middle.astype(np.float64) / 255 - 0.5) / 0.25
+    assert float(found[0, 0]) == pytest.approx(scaled.mean(), abs=1e-5)
+    assert float(found[1, 0]) == pytest.approx(scaled.var(), rel=1e-4)
+
+
+def test_of_a_hundred_thousand_voxels_onnx_runtime_says_what_torch_says() -> None:
+    """It adds up one by one; over a whole volume that lost digits. Flat and bright: each sum is far from each voxel."""
+    x = torch.full((1, 1, 48, 64, 48), 2.7)
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return _moments(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own internals
+        program = torch.onnx.export(Seen(), (x,), dynamo=True, opset_version=20)
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    exact = float(np.float32(2.7))
+    assert found[0, :, 0].tolist() == pytest.approx([exact, exact**2], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "3d"])

@@ -1,6 +1,7 @@
-"""The three graphs in ONNX Runtime against torch and against each other: U-Net and classifier, both precisions.
+"""The three graphs in ONNX Runtime against torch and against each other: METHODS, section 2, what must hold.
 
-Networks with random weights, experts that differ in every tensor and in how they normalise. E = 3 experts.
+A 2D U-Net, a 3D U-Net and a classifier, both precisions. Networks with random weights, experts that differ in every
+tensor and in how they normalise. E = 3 experts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ayni.learning.networks import Network, build_network
 from ayni.learning.statistics import statistics_of
 from ayni.task import Architecture, ImageSettings, ResNetSettings, Task, TrainingSettings, UNetSettings
 from ayni_export.graph import DiagnosisGraph, parity_images, to_onnx
+from ayni_export.routed.adapt import shared
 from ayni_export.routed.answers import MEAN, STD, with_normalisation
 from ayni_export.routed.constants import fold_constants
 from ayni_export.routed.fold import folded
@@ -32,16 +34,20 @@ from ayni_export.routed.layers import layers_of
 from ayni_export.routed.losses import WEIGHTS, terms_of, total
 from ayni_export.routed.mixing import mixed, stacked
 from ayni_export.routed.parity import check_forward, check_gradient
-from ayni_export.routed.views import view
-from ayni_export.runtime import open_session
+from ayni_export.routed.refine import refined
+from ayni_export.routed.views import View, view
+from ayni_export.runtime import open_session, planes
 from trained_home import trained_model
 
-IMAGE = ImageSettings(height=16, width=24)
+IMAGE, VOLUME = ImageSettings(height=16, width=24), ImageSettings(depth=8, height=12, width=10)
 TEMPERATURE, NUM_EXPERTS = 1.5, 3
-VIEW = view(0)
-KINDS: dict[str, Architecture] = {
-    "segmentation": UNetSettings(channels=(4, 8), features=4),
-    "classification": ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8), stem_stride=2, max_pool=True),
+KINDS: dict[str, tuple[Architecture, ImageSettings]] = {
+    "segmentation": (UNetSettings(channels=(4, 8), features=4), IMAGE),
+    "volumes": (UNetSettings(channels=(4, 8), features=4), VOLUME),
+    "classification": (
+        ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8), stem_stride=2, max_pool=True),
+        IMAGE,
+    ),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -62,10 +68,10 @@ class Made:
 
 @functools.cache
 def made(kind: str) -> Made:
-    """The U-Net's experts in single precision, the classifier's in half."""
+    """The U-Nets' experts in single precision, the classifier's in half."""
     torch.manual_seed(0)
-    network = build_network(KINDS[kind], IMAGE, 2).eval()
-    precision = torch.float32 if kind == "segmentation" else torch.float16
+    network, image = new_network(kind).eval(), KINDS[kind][1]
+    precision = torch.float32 if network.dense else torch.float16
     experts = []
     for i in range(NUM_EXPERTS):
         weights = {name: v + 0.1 * torch.randn(v.shape) for name, v in network.state_dict().items()}
@@ -76,14 +82,26 @@ def made(kind: str) -> Made:
         network,
         experts,
         stack,
-        plain_graph(network, experts[0], IMAGE, temperature=TEMPERATURE),
-        routed_graph(network, stack, IMAGE, temperature=TEMPERATURE),
-        gradient_graph(network, stack, IMAGE, view=VIEW),
+        plain_graph(network, experts[0], image, temperature=TEMPERATURE),
+        routed_graph(network, stack, image, temperature=TEMPERATURE),
+        gradient_graph(network, stack, image, view=view_of(kind)),
     )
 
 
-def pixels(num_images: int = 5) -> Any:
-    return parity_images(1, IMAGE.height, IMAGE.width)[:num_images]
+def new_network(kind: str) -> Network:
+    return build_network(*KINDS[kind], 2)
+
+
+def view_of(kind: str, seed: int = 0) -> View:
+    return view(seed, num_axes=len(KINDS[kind][1].size), mirror=kind == "volumes")
+
+
+def loss_weights(kind: str) -> dict[str, float]:
+    return WEIGHTS["segmentation" if made(kind).network.dense else "classification"]
+
+
+def pixels(kind: str, num_images: int = 5) -> Any:
+    return parity_images(1, *KINDS[kind][1].size)[:num_images]
 
 
 def by_torch(kind: str, weights: dict[str, Tensor], images: Any) -> tuple[Tensor, Tensor]:
@@ -110,13 +128,13 @@ def random_routing(kind: str) -> Any:
 def test_a_one_hot_routing_is_that_expert_in_onnx_runtime_too(kind: str, expert: int) -> None:
     m = made(kind)
     one_hot = np.repeat(np.eye(NUM_EXPERTS, dtype=np.float32)[[expert]], len(layers_of(m.stack)), axis=0)
-    logits, statistics = by_torch(kind, m.experts[expert], pixels())
-    alone = ask(m.plain, {name: v.numpy() for name, v in m.experts[expert].items()}, pixels())
-    through_routing = ask(m.routed, m.arrays, pixels(), routing=one_hot)
-    through_fold = ask(m.plain, folded(m.arrays, one_hot, layers_of(m.stack)), pixels())
+    logits, statistics = by_torch(kind, m.experts[expert], pixels(kind))
+    alone = ask(m.plain, {name: v.numpy() for name, v in m.experts[expert].items()}, pixels(kind))
+    through_routing = ask(m.routed, m.arrays, pixels(kind), routing=one_hot)
+    through_fold = ask(m.plain, folded(m.arrays, one_hot, layers_of(m.stack)), pixels(kind))
     for found in (alone, through_routing, through_fold):
         np.testing.assert_allclose(found[0], logits, atol=1e-5)
-        probabilities = torch.sigmoid(logits / 1.5) if kind == "segmentation" else torch.softmax(logits / 1.5, dim=1)
+        probabilities = torch.sigmoid(logits / 1.5) if m.network.dense else torch.softmax(logits / 1.5, dim=1)
         np.testing.assert_allclose(found[1], probabilities, atol=1e-6)
         np.testing.assert_allclose(found[2], statistics, rtol=1e-4, atol=1e-5)
     assert np.array_equal(alone[0], through_fold[0])  # bit for bit
@@ -126,22 +144,55 @@ def test_a_one_hot_routing_is_that_expert_in_onnx_runtime_too(kind: str, expert:
 def test_folded_routed_and_torch_agree_on_any_routing(kind: str) -> None:
     m, routing_LE = made(kind), random_routing(kind)
     layers = layers_of(m.stack)
-    logits, _ = by_torch(kind, mixed(m.stack, torch.from_numpy(routing_LE), layers), pixels())
-    plain = ask(m.plain, folded(m.arrays, routing_LE, layers), pixels())
-    routed = ask(m.routed, m.arrays, pixels(), routing=routing_LE)
+    logits, _ = by_torch(kind, mixed(m.stack, torch.from_numpy(routing_LE), layers), pixels(kind))
+    plain = ask(m.plain, folded(m.arrays, routing_LE, layers), pixels(kind))
+    routed = ask(m.routed, m.arrays, pixels(kind), routing=routing_LE)
     np.testing.assert_allclose(plain[0], logits, atol=1e-5)
     np.testing.assert_allclose(routed[0], logits, atol=1e-5)
     soup = np.full_like(routing_LE, 1 / NUM_EXPERTS)
-    assert np.abs(ask(m.routed, m.arrays, pixels(), routing=soup)[0] - routed[0]).max() > 0.01  # the routing counts
+    assert np.abs(ask(m.routed, m.arrays, pixels(kind), routing=soup)[0] - routed[0]).max() > 0.01  # the routing counts
+
+
+@every_kind
+def test_equal_weights_are_the_arithmetic_soup_in_onnx_runtime_too(kind: str) -> None:
+    m, layers = made(kind), layers_of(made(kind).stack)
+    equal = np.full((len(layers), NUM_EXPERTS), 1 / NUM_EXPERTS, np.float32)
+    soup = {name: torch.stack([e[name].double() for e in m.experts]).mean(dim=0).float() for name in m.experts[0]}
+    logits, _ = by_torch(kind, soup, pixels(kind))
+    np.testing.assert_allclose(ask(m.routed, m.arrays, pixels(kind), routing=equal)[0], logits, atol=1e-5)
+    np.testing.assert_allclose(ask(m.plain, folded(m.arrays, equal, layers), pixels(kind))[0], logits, atol=1e-5)
+
+
+@every_kind
+def test_no_steps_are_the_start_model_and_one_step_is_another(kind: str) -> None:
+    m, layers = made(kind), layers_of(made(kind).stack)
+    session, _ = open_session(m.gradient, m.arrays, device="cpu")
+    term_weights = np.array(list(loss_weights(kind).values()), np.float32)
+
+    def gradient(image_hwK: Any, logits_LE: Any) -> tuple[float, Any]:
+        given = {"pixels": planes(image_hwK[np.newaxis]), "routing_logits": logits_LE, "term_weights": term_weights}
+        loss, slope_LE = session.run(["loss", "gradient"], given)
+        return float(loss), slope_LE
+
+    def logits_of(weights_E: Any) -> Any:
+        return ask(m.plain, folded(m.arrays, shared(weights_E, len(layers)), layers), pixels(kind))[0]
+
+    start_E = np.array([0.2, 0.5, 0.3], np.float32)
+    seen = list(np.moveaxis(pixels(kind, 4)[3:], 1, -1))
+    unmoved_E, _ = refined(seen, start_E, gradient, len(layers), num_steps=0)
+    moved_E, refinement = refined(seen, start_E, gradient, len(layers), num_steps=1)
+    assert np.array_equal(logits_of(unmoved_E), logits_of(start_E))
+    assert refinement.num_steps == 1
+    assert np.abs(logits_of(moved_E) - logits_of(start_E)).max() > 1e-3
 
 
 @every_kind
 def test_an_image_alone_and_in_a_stream_gets_one_answer(kind: str) -> None:
     m, routing_LE = made(kind), random_routing(kind)
     session, _ = open_session(m.routed, m.arrays, device="cpu")
-    together = session.run(None, {"pixels": pixels(), "routing": routing_LE})
+    together = session.run(None, {"pixels": pixels(kind), "routing": routing_LE})
     for i in (3, 0, 4, 3):
-        alone = session.run(None, {"pixels": pixels()[i : i + 1], "routing": routing_LE})
+        alone = session.run(None, {"pixels": pixels(kind)[i : i + 1], "routing": routing_LE})
         for one, all_of_them in zip(alone, together, strict=True):
             np.testing.assert_allclose(one[0], all_of_them[i], rtol=1e-5, atol=1e-5)
 
@@ -150,27 +201,32 @@ def test_an_image_alone_and_in_a_stream_gets_one_answer(kind: str) -> None:
 def test_the_gradient_is_torchs_and_that_of_finite_differences(kind: str) -> None:
     """By the network alone in double precision: autograd in torch, and a small step to either side."""
     m, layers = made(kind), layers_of(made(kind).stack)
-    network = build_network(KINDS[kind], IMAGE, 2).eval().double()
+    network, second = new_network(kind).eval().double(), view_of(kind)
     stack = {name: tensor.double() for name, tensor in m.stack.items()}
-    image = torch.from_numpy(pixels(4)[3:4]).double() / 255
+    image = torch.from_numpy(pixels(kind, 4)[3:4]).double() / 255
 
-    def loss(logits_LE: Tensor) -> Tensor:
+    def terms_at(logits_LE: Tensor, image: Tensor = image) -> dict[str, Tensor]:
         weights = mixed(stack, torch.softmax(logits_LE, dim=1), layers)
         x = (image - weights.pop(MEAN)) / weights.pop(STD)
-        one, other = (torch.func.functional_call(network, weights, (seen,)) for seen in (x, VIEW.of(x)))
-        return total(terms_of(one, VIEW.back(other)), WEIGHTS[kind])
+        one, other = (torch.func.functional_call(network, weights, (seen,)) for seen in (x, second.of(x)))
+        return terms_of(one, second.back(other))
+
+    def loss(logits_LE: Tensor) -> Tensor:
+        return total(terms_at(logits_LE), loss_weights(kind))
 
     logits_LE = torch.log(torch.from_numpy(random_routing(kind))).double()
     exact_LE = torch.func.grad(loss)(logits_LE)
-    term_weights = np.array(list(WEIGHTS[kind].values()), np.float32)
+    term_weights = np.array(list(loss_weights(kind).values()), np.float32)
     value, terms, found_LE = ask(
-        m.gradient, m.arrays, pixels(4)[3:4], routing_logits=logits_LE.float().numpy(), term_weights=term_weights
+        m.gradient, m.arrays, pixels(kind, 4)[3:4], routing_logits=logits_LE.float().numpy(), term_weights=term_weights
     )
     largest = exact_LE.abs().max().item()
     assert largest > 1e-3
     np.testing.assert_allclose(found_LE, exact_LE, rtol=0, atol=1e-4 * largest)
     assert value == pytest.approx(loss(logits_LE).item(), abs=1e-5)
     assert value == pytest.approx(float(terms @ term_weights), abs=1e-6)
+    in_a_batch = terms_at(logits_LE, image.repeat_interleave(3, dim=0))  # no term grows with the batch
+    np.testing.assert_allclose(terms, [term.item() for term in in_a_batch.values()], atol=1e-5)
     steepest = exact_LE.abs().argmax().item()
     step_LE = torch.zeros_like(logits_LE).flatten().index_fill(0, torch.tensor(steepest), 1e-5).reshape(logits_LE.shape)
     slope = (loss(logits_LE + step_LE) - loss(logits_LE - step_LE)).item() / 2e-5
@@ -181,26 +237,26 @@ def test_the_gradient_is_torchs_and_that_of_finite_differences(kind: str) -> Non
 def test_the_weight_of_a_term_is_an_input(kind: str) -> None:
     m = made(kind)
     inputs = {"routing_logits": np.zeros((len(layers_of(m.stack)), NUM_EXPERTS), np.float32)}
-    num_terms = len(WEIGHTS[kind])
+    num_terms = len(loss_weights(kind))
     parts = [
-        ask(m.gradient, m.arrays, pixels(4)[3:4], term_weights=row, **inputs)
+        ask(m.gradient, m.arrays, pixels(kind, 4)[3:4], term_weights=row, **inputs)
         for row in np.eye(num_terms, dtype=np.float32)
     ]
     for i, (value, terms, _) in enumerate(parts):
         assert value == terms[i] != 0
     weights = np.linspace(1, 2, num_terms).astype(np.float32)
-    whole = ask(m.gradient, m.arrays, pixels(4)[3:4], term_weights=weights, **inputs)
+    whole = ask(m.gradient, m.arrays, pixels(kind, 4)[3:4], term_weights=weights, **inputs)
     summed = sum(weight * part[2] for weight, part in zip(weights, parts, strict=True))
     np.testing.assert_allclose(whole[2], summed, atol=1e-6)
 
 
 @every_kind
 def test_the_gate_passes_what_agrees_and_says_how_closely(kind: str) -> None:
-    m = made(kind)
-    parity = check_forward(m.network, m.stack, IMAGE, temperature=TEMPERATURE, plain=m.plain, routed=m.routed)
-    assert parity.num_images == 16
+    m, image = made(kind), KINDS[kind][1]
+    parity = check_forward(m.network, m.stack, image, temperature=TEMPERATURE, plain=m.plain, routed=m.routed)
+    assert parity.num_images == (5 if kind == "volumes" else 16)
     assert 0 < parity.logits < 1e-5
-    assert check_gradient(m.network, m.stack, IMAGE, view=VIEW, gradient=m.gradient) < 1e-4
+    assert check_gradient(m.network, m.stack, image, view=view_of(kind), gradient=m.gradient) < 1e-4
 
 
 def test_the_gate_stops_what_differs() -> None:
@@ -208,7 +264,7 @@ def test_the_gate_stops_what_differs() -> None:
     m = made("segmentation")
     with pytest.raises(IntegrityError, match="differ from torch's"):
         check_gradient(m.network, m.stack, IMAGE, view=view(1), gradient=m.gradient)
-    other = build_network(KINDS["segmentation"], IMAGE, 2)
+    other = new_network("segmentation")
     other.extractor.act = torch.nn.LeakyReLU(0.2)
     with pytest.raises(IntegrityError, match="logits of mixed experts"):
         check_forward(other, m.stack, IMAGE, temperature=TEMPERATURE, plain=m.plain)
@@ -220,24 +276,24 @@ def test_the_gate_stops_what_is_not_a_number() -> None:
     with pytest.raises(IntegrityError, match="differ from torch's by inf"):
         check_forward(m.network, stack, IMAGE, temperature=TEMPERATURE, plain=m.plain)
     with pytest.raises(IntegrityError, match="differ from torch's by inf"):
-        check_gradient(m.network, stack, IMAGE, view=VIEW, gradient=m.gradient)
+        check_gradient(m.network, stack, IMAGE, view=view(0), gradient=m.gradient)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
 def test_a_folded_network_runs_the_operators_of_a_model_of_its_own(kind: str, tmp_path: Path) -> None:
     """What it costs is a benchmark; that nothing is added can be counted, once the runtime has optimised both."""
-    m = made(kind)
-    plain = plain_graph(m.network, m.experts[0], IMAGE, temperature=TEMPERATURE, statistics=False)
+    m, (network, image) = made(kind), KINDS[kind]
+    plain = plain_graph(m.network, m.experts[0], image, temperature=TEMPERATURE, statistics=False)
     weights = {name: tensor.numpy() for name, tensor in m.experts[0].items()}
     task = Task(
         name="shapes",
         title="Shapes",
-        kind="segmentation" if kind == "segmentation" else "classification",
+        kind="segmentation" if m.network.dense else "classification",
         classes=("disc", "bar"),
-        image=IMAGE,
+        image=image,
         training=TrainingSettings(rounds=1),
     )
-    model = trained_model(task=task, network=KINDS[kind], pixel_mean=(0.3,), pixel_std=(0.2,), temperature=TEMPERATURE)
+    model = trained_model(task=task, network=network, pixel_mean=(0.3,), pixel_std=(0.2,), temperature=TEMPERATURE)
     own = to_onnx(DiagnosisGraph(m.network, model), model, opset=20)
     assert operators(plain, weights, tmp_path / "plain.onnx") == operators(own, {}, tmp_path / "own.onnx")
 
@@ -292,8 +348,8 @@ def test_no_graph_holds_a_weight_or_a_word_of_where_it_was_made(kind: str) -> No
 
 
 def test_a_network_whose_gradient_has_no_graph_is_refused_in_words() -> None:
-    network = build_network(KINDS["segmentation"], IMAGE, 2)
+    network = new_network("segmentation")
     network.extractor.act = torch.nn.Sequential(torch.nn.LeakyReLU(0.1), torch.nn.Conv2d(4, 4, 3, padding=1, groups=2))
     stack = stacked([with_normalisation(network.state_dict(), [0.5], [0.2])] * 2)
     with pytest.raises(IntegrityError, match="exact gradient has no graph"):
-        gradient_graph(network, stack, IMAGE, view=VIEW)
+        gradient_graph(network, stack, IMAGE, view=view(0))

@@ -140,6 +140,15 @@ def test_a_view_by_hand() -> None:
     assert seen[0, 0].tolist() == [[10.5, 8.5, 12.5], [4.5, 2.5, 6.5]]
 
 
+def test_a_volume_is_mirrored_from_left_to_right() -> None:
+    """Along its columns, its last axis: head and foot, front and back stay where they are."""
+    volume = torch.arange(12.0).reshape(1, 1, 2, 3, 2)
+    seen = View(mirrored=True, shift=(0, 1, 0), contrast=1, brighter=0).of(volume)
+    # rows of the first slice 01 / 23 / 45, mirrored 10 / 32 / 54, back by one 54 / 10 / 32
+    assert seen[0, 0, 0].tolist() == [[5, 4], [1, 0], [3, 2]]
+    assert seen[0, 0, 1].tolist() == [[11, 10], [7, 6], [9, 8]]
+
+
 def test_views_are_seeded_and_differ() -> None:
     views = [view(seed) for seed in range(20)]
     assert views == [view(seed) for seed in range(20)]

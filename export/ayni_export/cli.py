@@ -126,8 +126,10 @@ def diagnose(
         raise MissingExtraError("diagnosis", "deploy") from error
     opened = read_bundle(bundle, signer=signer)
     folder = report_folder(bundle, out, masks=opened.info.task_kind == "segmentation")
-    reading = Reading(resize=resize, allow_burned_in=allow_burned_in, device=checked_device(device))
-    session, routing = session_for(opened, images, reading, refine=refine)
+    on = checked_device(device)
+    with Patience() as patience:
+        reading = Reading(resize=resize, allow_burned_in=allow_burned_in, device=on, watch=patience.say)
+        session, routing = session_for(opened, images, reading, refine=refine)
     speak(opened, routing, session.device, device, refine=refine)
     reported = []
     with sections_file(folder) as sections, mask_files(folder) as masks, Patience() as patience:

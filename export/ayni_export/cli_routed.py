@@ -18,8 +18,9 @@ PARTLY_DONE = 3
 
 ADAPT_HELP = """Fit a routed bundle to the images of one place, without labels and offline; write it as a bundle.
 
-The images stay here: what is kept is how much each site's model has to say, and why. Give a worklist, eight images or \
-more. The result answers as fast as a single model, and every file that the coordinator signed is in it.
+The images (or volumes: NIfTI files and folders of DICOM slices) stay here: what is kept is how much each site's model \
+has to say, and why. Give a worklist, eight images or more. The result answers as fast as a single model, and every \
+file that the coordinator signed is in it.
 
 Exit codes: 0 all images used; 3 some could not be read; 2 nothing was done.
 
@@ -60,7 +61,9 @@ def speak(
     if refine and (info is None or (bundle.adaptation is not None and adaptation is not None)):
         typer.echo("--refine changes nothing: it is for a routed bundle that was not adapted yet.", err=True)
     elif refine and info is not None and not info.has_gradient:
-        typer.echo(f"--refine changes nothing: this bundle has no gradient ({info.why_no_gradient}).", err=True)
+        typer.echo(
+            f"--refine mixes answers, not weights: no gradient graph is here ({info.why_no_gradient}).", err=True
+        )
 
 
 def adapt(
@@ -78,6 +81,7 @@ def adapt(
     from ayni_export.bundle import check_replaceable, read_bundle
 
     try:
+        from ayni_export.patience import Patience
         from ayni_export.routed.adapting import Reading, adapted, write_adapted
         from ayni_export.routed.experts import routed_info
         from ayni_export.routed.words import reasons, verdict
@@ -86,8 +90,10 @@ def adapt(
     opened = read_bundle(bundle, signer=signer)
     info = routed_info(opened)
     check_replaceable(out)
-    reading = Reading(resize=resize, allow_burned_in=allow_burned_in, device=checked_device(device))
-    fitted = adapted(opened, images, reading, refine=refine)
+    on = checked_device(device)
+    with Patience() as patience:
+        reading = Reading(resize=resize, allow_burned_in=allow_burned_in, device=on, watch=patience.say)
+        fitted = adapted(opened, images, reading, refine=refine)
     adaptation = fitted.adaptation
     speak(opened, None, adaptation.device, device, refine=refine)
     if not adaptation.num_images:
@@ -135,7 +141,8 @@ def export_routed_home(home: Path, bundle: Path, form: str, *, alone: bool, as_j
     gradient = f"no gradient: {routed.why_no_gradient}"
     if speed.gradient_ms is not None:
         gradient = f"one gradient {speed.gradient_ms:.1f} ms"
-    typer.echo(f"An image: plain {speed.plain_ms:.1f} ms, mixing inside {speed.routed_ms:.1f} ms, {gradient}")
+    one = "An image" if routed.dimensions == 2 else "What the network sees of a volume at once"
+    typer.echo(f"{one}: plain {speed.plain_ms:.1f} ms, mixing inside {speed.routed_ms:.1f} ms, {gradient}")
     typer.echo(f"ONNX Runtime agrees with torch to {info.models[0].parity.logits:.1e} on the logits.")
     typer.echo(f"Signed by the coordinator, {opened.signer.fingerprint}: tell it by telephone (--signer).")
     typer.echo(f"Next: ayni diagnose {bundle} IMAGE...")

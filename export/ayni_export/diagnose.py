@@ -19,8 +19,9 @@ from ayni.errors import AyniError, DataError
 from ayni.task import ImageSettings
 from ayni_export.bundle import Bundle, BundleInfo, read_bundle
 from ayni_export.calibration import images_word
-from ayni_export.diagnose_volume import Watch, diagnose_volume
+from ayni_export.diagnose_volume import diagnose_volume
 from ayni_export.occlusion import occlusion
+from ayni_export.patience import Watch
 from ayni_export.routed.adapting import Reading, session_for
 from ayni_export.runtime import Device, Session
 from ayni_export.segmentation import Segmentation, shown, structures_of

@@ -21,6 +21,7 @@ from ayni_export.bundle import BundleInfo
 from ayni_export.heat_map import heat
 from ayni_export.label_map import nifti_of
 from ayni_export.occlusion import MAX_HIDDEN_VOXELS, occlusion
+from ayni_export.patience import Watch
 from ayni_export.three_planes import centre_of, hottest, three_planes
 from ayni_export.volume_answer import OutlinedVolume, VolumeFile, VolumeFinding, outlined
 from ayni_export.windows import ask_in_windows, windows_of
@@ -28,7 +29,6 @@ from ayni_export.windows import ask_in_windows, windows_of
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Voxels = np.ndarray[Any, np.dtype[np.uint8]]
 Ask = Callable[[Voxels], tuple[Floats, Floats]]  # volumes [B, D, H, W, K] to logits and probabilities
-Watch = Callable[[str, int, int], None]  # what is done, how many of it, of how many
 
 
 def diagnose_volume(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from ayni.terminal import TerminalWatcher
 
 PATIENCE_S = 2.0
+Watch = Callable[[str, int, int], None]  # what is done, how many of it, of how many
 
 
 class Patience:

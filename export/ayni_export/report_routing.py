@@ -24,8 +24,9 @@ def routing_section(info: RoutedInfo, adaptation: Adaptation) -> str:
 <p class="meaning">{UNCHECKED}</p>
 <figure class="routing">
 {routing_svg(info, adaptation)}
-<figcaption>A row for each expert, a column for each of the {len(info.layers)} layers of the network, from the image \
-on the left to the answer on the right. The darker, the more that site's model has to say in that layer.</figcaption>
+<figcaption>A row for each expert, a column for each of the {len(info.layers)} layers of the network, from the \
+{info.what} on the left to the answer on the right. The darker, the more that site's model has to say in that \
+layer.</figcaption>
 </figure>
 <ul class="why">
 {said}
@@ -66,11 +67,12 @@ def shade(share: float) -> str:
 
 def routed_facts(routed: RoutedInfo) -> dict[str, str]:
     """What the page says of the model beside who made it, in place of one site's figures."""
-    sites = ", ".join(f"{expert.site} ({expert.num_train} images)" for expert in routed.experts[1:])
+    sites = ", ".join(f"{expert.site} ({expert.num_train} {routed.what}s)" for expert in routed.experts[1:])
     return {
-        "Trained on": "the federation's images, which never left their sites. Experts: the global model"
+        "Trained on": f"the federation's {routed.what}s, which never left their sites. Experts: the global model"
         + (f", and those of the sites that agreed to share one: {sites}" if sites else " alone"),
-        "Checked on": "no image: the sites' own figures hold neither for a mixture of their models nor for this place",
+        "Checked on": f"no {routed.what}: the sites' own figures hold neither for a mixture of their models nor for "
+        "this place",
         "Mixing": f"in each of {len(routed.layers)} layers the weights of the experts are added up by their shares. "
         f"The experts are stored with {'16' if routed.form == 'fp16' else '32'} bits",
     }

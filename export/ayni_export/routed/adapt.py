@@ -47,10 +47,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the answers are about: `names` of structures (`dense`) or classes."""
+    """What the answers are about: `names` of structures (`dense`) or classes, in images or volumes (`what`)."""
 
     names: Sequence[str]
     dense: bool
+    what: str = "image"
     limits: Limits = field(default_factory=Limits)
 
 
@@ -121,7 +122,7 @@ def choose(
     tried: list[Tried] = []
     chosen: Candidate | None = None
     for number, (each, answers) in enumerate(answered):
-        refused = refusals(answers, usual, setting.names, dense=setting.dense, limits=setting.limits)
+        refused = refusals(answers, usual, setting.names, dense=setting.dense, limits=setting.limits, what=setting.what)
         if each.refinement is not None and answers.entropy > min(later.entropy for _, later in answered[number:]):
             refused = (*refused, "the gradient steps made its answers less sure than those that it started from")
         tried.append(Tried(name=each.name, weights=_mean(each), answers=answers, refused=refused))

@@ -1,7 +1,8 @@
 """What a small network answers to pixels when its weights are arguments: all three graphs are made of this.
 
-B = images, K = channels, H x W = pixels, C = classes, F = channels of the statistics. A site normalises by its own
-pixels' mean and deviation, which its network has learned with: so these are tensors like any other, and a layer.
+B = images, K = channels, H x W = pixels (D x H x W = voxels of volumes), C = classes, F = channels of the statistics. A
+site normalises by its own pixels' mean and deviation, which its network has learned with: so these are tensors like
+any other, and a layer.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def answering(network: Network) -> Answering:
 
 def normalised(pixels_BKHW: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """`pixels_BKHW`: uint8. Float images as the network has learned from."""
-    mean_K11, std_K11 = (weights[name].reshape(-1, 1, 1) for name in (MEAN, STD))
+    per_channel = (-1, *(1,) * (pixels_BKHW.ndim - 2))
+    mean_K11, std_K11 = (weights[name].reshape(per_channel) for name in (MEAN, STD))
     return (pixels_BKHW.to(mean_K11.dtype) / 255 - mean_K11) / std_K11
 
 

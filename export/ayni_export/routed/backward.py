@@ -4,7 +4,7 @@ torch has no ONNX form of these, nor would autograd of written-out arithmetic be
 third of its time. Each is one entry of a decomposition table for `make_fx`; tests hold each against torch's own.
 
 B = images, I, O = channels of a convolution's input and output, C = channels, G = groups of them, N = elements of a
-group, P = places (pixels or voxels, flat), X = the same as axes (H x W or H x W x D).
+group, P = places (pixels or voxels, flat), X = the same as axes (H x W or D x H x W).
 """
 
 from __future__ import annotations

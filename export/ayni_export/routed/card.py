@@ -9,12 +9,13 @@ from ayni_export.routed.record import RoutedInfo
 def routed_card(info: BundleInfo, routed: RoutedInfo) -> str:
     """The text of docs/model_card.md."""
     parity, speed = info.models[0].parity, routed.latency
+    what, measures = routed.what, "sizes" if info.image.depth else "areas"
     rows = "\n".join(
         f"| {name} | {note.num_train or ''} | {note.num_cases or 'none'} |"
         for name, note in zip(routed.names, routed.experts, strict=True)
     )
     gradient = (
-        f"- No gradient is in it: {routed.why_no_gradient}."
+        f"- No gradient is in it: {routed.why_no_gradient}. Steps of `--refine` are those of mixed answers."
         if routed.gradient_parity is None
         else f"- Exact gradients for `--refine`, within a share of {routed.gradient_parity:.1e} of PyTorch's."
     )
@@ -27,23 +28,24 @@ mix them for a place that never trained.
 
 {info.intended_use}
 
-It is not a medical device. Answers to one worklist come from one mixture of the experts, chosen by how the images look,
+It is not a medical device. Answers to one worklist come from one mixture of the experts, chosen by how {what}s look,
 without labels; the report of each diagnosis shows the mixture.
 
 ## Experts
 
-Each site agreed to share its model, and can withdraw it from later bundles. No image left any site.
+Each site agreed to share its model, and can withdraw it from later bundles. No {what} left any site.
 
-| expert | training images | images behind its statistics |
+| expert | training {what}s | {what}s behind its statistics |
 |---|---:|---:|
 {rows}
 
 ## How a mixture is chosen
 
-- From the worklist's feature statistics (means and variances of few layers) and those of the sites' training images.
-- A guard compares its answers with the global model's on the same images: areas, sureness and agreement. If they part
-  too far, the global model answers alone, and the report says so.
-- One image is enough; eight or more are better.
+- From the worklist's feature statistics (means and variances of few layers) and those of the sites' training {what}s.
+- A guard compares its answers with the global model's on the same {what}s: {measures}, sureness and agreement. If they
+  part too far, the global model answers alone, and the report says so.
+{_in_part(info)}\
+- One {what} is enough; eight or more are better.
 
 ## Limits
 
@@ -55,13 +57,20 @@ Each site agreed to share its model, and can withdraw it from later bundles. No 
 
 - ONNX; the experts are stored with {"16" if routed.form == "fp16" else "32"} bits and mixed with 32, in each of \
 {len(routed.layers)} layers by weights that sum to 1.
-- ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} images: \
+- ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} {what}s: \
 logits of mixed experts within {parity.logits:.1e}, mixed before or inside the graph (allowed {parity.tolerance:g}).
 {gradient}
-- One image on one thread where it was made: {speed.plain_ms:.1f} ms plain, {speed.routed_ms:.1f} ms mixed inside\
+- One {what} on one thread where it was made: {speed.plain_ms:.1f} ms plain, {speed.routed_ms:.1f} ms mixed inside\
 {f", {speed.gradient_ms:.1f} ms with its gradient" if speed.gradient_ms is not None else ""}.
 - SHA-256 of the experts' weights: `{info.weights_sha256}`
 """
+
+
+def _in_part(info: BundleInfo) -> str:
+    if not info.image.depth:
+        return ""
+    seen = " x ".join(map(str, info.image.seen))
+    return f"- Of a volume that is larger than what the network sees at once, {seen} voxels, both look at the middle.\n"
 
 
 def routed_licence(info: BundleInfo, routed: RoutedInfo) -> str:

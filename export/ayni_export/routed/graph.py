@@ -6,7 +6,8 @@
 
 The plain graph takes one network's weights (`fold.folded`), the others all experts', stacked. So a bundle has its
 experts in it once, in half precision if wanted, and a folded one runs as any other model.
-B = images, E = experts (0 is the global model), L = layers, T = terms of the loss, K = channels, H x W = pixels.
+B = images, E = experts (0 is the global model), L = layers, T = terms of the loss, K = channels, H x W = pixels. Of
+volumes H x W is D x H x W, the part of a volume that the network sees at once.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def gradient_graph(network: Network, stack: Weights, image: ImageSettings, *, vi
 
 
 def _pixels(image: ImageSettings, num_images: int) -> Tensor:
-    return torch.zeros(num_images, image.channels, image.height, image.width, dtype=torch.uint8)
+    return torch.zeros(num_images, image.channels, *image.seen, dtype=torch.uint8)
 
 
 def _size(stack: Weights) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Whether a mixture's answers can be used: compared with the global model's on the same images, without a label.
 
-S = structures, C = classes, h x w = pixels as the model sees them, N = images. numpy only.
+S = structures, C = classes, h x w = pixels as the model sees them (d x h x w = voxels), N = images. numpy only.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _dice(one: Reply, other: Reply) -> float:
 
 
 def refusals(
-    answers: Answers, reference: Answers, names: Sequence[str], *, dense: bool, limits: Limits
+    answers: Answers, reference: Answers, names: Sequence[str], *, dense: bool, limits: Limits, what: str = "image"
 ) -> tuple[str, ...]:
-    """Why a mixture is not used, in words; nothing if it may be. `names`: of the structures or classes."""
+    """Why a mixture is not used, in words; nothing if it may be. `names`: of the structures or classes, in `what`."""
     found = []
     if dense:
         for name, share, usual in zip(names, answers.shares, reference.shares, strict=True):
@@ -85,7 +85,7 @@ def refusals(
             if not limits.least_area <= ratio <= limits.most_area:
                 less = "less" if ratio < 1 else "more"
                 found.append(
-                    f"it outlines far {less} of {name}: {100 * share:.1f} % of the image, where the global model "
+                    f"it outlines far {less} of {name}: {100 * share:.1f} % of the {what}, where the global model "
                     f"outlines {100 * usual:.1f} %"
                 )
     if answers.entropy > reference.entropy + limits.most_entropy_rise:
@@ -97,6 +97,6 @@ def refusals(
         found.append(
             f"its outlines overlap with the global model's by only {answers.agreement:.2f} (Dice, 0 to 1)"
             if dense
-            else f"it finds the same as the global model in only {100 * answers.agreement:.0f} % of the images"
+            else f"it finds the same as the global model in only {100 * answers.agreement:.0f} % of the {what}s"
         )
     return tuple(found)

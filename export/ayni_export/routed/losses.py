@@ -1,6 +1,6 @@
 """What a network's answers say about themselves, without labels: the terms that a routing is adapted by.
 
-B = images, C = classes, S = structures, X = pixels or voxels (H x W, or H x W x D). Logits are [B, C] of classes
+B = images, C = classes, S = structures, X = pixels or voxels (H x W, or D x H x W). Logits are [B, C] of classes
 (softmax) or [B, S, ...] of structures per pixel (each a Bernoulli variable by itself). Every term is a mean over images
 of something of the order of one: no term depends on the batch, and none is numerically nothing beside the others.
 METHODS: consistency and shape of IOP-FL (arXiv 2204.08467), entropy as in its release.
@@ -66,7 +66,7 @@ def compactness(logits: Tensor) -> Tensor:
     2.0
     """
     if logits.ndim not in (4, 5):
-        raise ValueError(f"compactness is of maps [B, S, H, W] or [B, S, H, W, D], not of {list(logits.shape)}")
+        raise ValueError(f"compactness is of maps [B, S, H, W] or [B, S, D, H, W], not of {list(logits.shape)}")
     pool = functional.max_pool2d if logits.ndim == 4 else functional.max_pool3d
     inside = torch.sigmoid(logits)
     outline = pool(inside, 3, 1, 1) + pool(-inside, 3, 1, 1)

@@ -33,7 +33,7 @@ def latency(
 ) -> Latency:
     """Medians, one image and one thread. `stack`: the experts' tensors, [E, ...] by name."""
     layers, num_experts = layers_of(stack), len(next(iter(stack.values())))
-    pixels = {"pixels": parity_images(image.channels, image.height, image.width)[-1:]}
+    pixels = {"pixels": parity_images(image.channels, *image.seen)[-1:]}
     logits_LE = np.zeros((len(layers), num_experts), np.float32)
     routing_LE = routing_of(logits_LE)
     alone, _ = open_session(plain, folded(stack, routing_LE, layers), device="cpu")

@@ -4,7 +4,8 @@
            plain.onnx                     one network; its weights are folded when it is used
            plain_with_statistics.onnx     the same, and what it sees of images
            routed.onnx                    mixes the experts inside, by weights [L, E] that are an input
-           gradient.onnx                  the loss of one image and its exact gradient, if the network allows
+           gradient.onnx                  the loss of one image and its exact gradient, if the network allows, and
+                                          what it sees at once is not so large that a step would take gigabytes
            statistics.safetensors         of the sites' training images, where a site shared them
 
 E = experts (0 is the global model), L = layers.
@@ -12,6 +13,7 @@ E = experts (0 is the global model), L = layers.
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ayni.data.volume_file import size_text
 from ayni.errors import IntegrityError, UserError
 from ayni.learning.networks import Network
 from ayni.tensors import safe
@@ -42,6 +45,7 @@ from ayni_export.routed.source import Federation, read_federation
 from ayni_export.routed.views import view
 from ayni_export.signature import sign_files
 
+MOST_PLACES = 1 << 18  # pixels or voxels: at 64 x 64 x 64 voxels a gradient step takes about a gigabyte
 TEMPERATURE = 1.0  # nobody can calibrate a mixture for a place without labels
 
 
@@ -50,21 +54,19 @@ def export_federation(home: Path, bundle: Path, *, form: Form = "fp16") -> Bundl
     return export_routed(read_federation(home), bundle, form=form)
 
 
-def export_routed(federation: Federation, bundle: Path, *, form: Form = "fp16") -> BundleInfo:
+def export_routed(
+    federation: Federation, bundle: Path, *, form: Form = "fp16", most_places: int = MOST_PLACES
+) -> BundleInfo:
     """Write a routed bundle, signed by the coordinator. The whole bundle appears at once or not at all, as a plain one.
 
-    `form`: how the experts are stored; the mixing is done in 32 bits. Raises UserError if the place will not do,
+    `form`: how the experts are stored; the mixing is done in 32 bits. `most_places`: what the network may see at once
+    for the bundle to have a gradient graph. Raises UserError if the place will not do,
     IntegrityError if an expert does not fit the task, or ONNX Runtime does not answer as torch does.
     """
-    if federation.task.image.depth:
-        raise UserError(
-            "a routed bundle of volumes cannot be made yet: there is no gradient graph of a 3D network. Each site can "
-            "export its model (`ayni export HOME BUNDLE`)."
-        )
     take_back(bundle)
     parts.check_replaceable(bundle)
     network, stack = stack_of(federation, form)
-    files, routed, parity = _graphs(federation, network, stack, form)
+    files, routed, parity = _graphs(federation, network, stack, form, most_places)
     info = _info(federation, routed, parity, safe.digest({name: tensor.numpy() for name, tensor in stack.items()}))
     versions = {"monai": monai.__version__, "pytorch": str(torch.__version__), "numpy": np.__version__}
     files |= {
@@ -79,7 +81,7 @@ def export_routed(federation: Federation, bundle: Path, *, form: Form = "fp16") 
 
 
 def _graphs(
-    federation: Federation, network: Network, stack: dict[str, Tensor], form: Form
+    federation: Federation, network: Network, stack: dict[str, Tensor], form: Form, most_places: int
 ) -> tuple[dict[str, bytes], RoutedInfo, Parity]:
     """The graphs and the experts beside them, and what is known of both. Nothing comes of it if ONNX Runtime's answers
     differ from torch's; if only the gradient does, or has no graph, it is left out and the bundle says so."""
@@ -90,7 +92,7 @@ def _graphs(
     routed = routed_graph(network, stack, task.image, temperature=TEMPERATURE)
     check_forward(network, stack, task.image, temperature=TEMPERATURE, plain=plain)
     parity = check_forward(network, stack, task.image, temperature=TEMPERATURE, plain=looking, routed=routed)
-    gradient, apart, why = _gradient(federation, network, stack)
+    gradient, apart, why = _gradient(federation, network, stack, most_places)
     terms = WEIGHTS[task.kind]
     speed = latency(arrays, task.image, plain=plain, routed=routed, gradient=gradient, term_weights=terms)
     about = RoutedInfo(
@@ -103,6 +105,7 @@ def _graphs(
         gradient_parity=apart,
         why_no_gradient=why,
         latency=speed,
+        dimensions=3 if task.image.depth else 2,
     )
     experts = safe.encode(arrays)
     # a folded network's file will be laid out like this one, so the graph can say where its weights will lie
@@ -120,11 +123,13 @@ def _graphs(
 
 
 def _gradient(
-    federation: Federation, network: Network, stack: dict[str, Tensor]
+    federation: Federation, network: Network, stack: dict[str, Tensor], most_places: int
 ) -> tuple[bytes | None, float | None, str]:
     """The graph and how closely it follows torch; or why there is none."""
     task = federation.task
-    second = view(task.seed, mirror=task.training.mirror)
+    if math.prod(task.image.seen) > most_places:
+        return None, None, f"the network sees {size_text(task.image.seen)} at once, and a step would fill the memory"
+    second = view(task.seed, num_axes=len(task.image.size), mirror=task.training.mirror)
     try:
         gradient = gradient_graph(network, stack, task.image, view=second)
         return gradient, check_gradient(network, stack, task.image, view=second, gradient=gradient), ""
@@ -143,6 +148,7 @@ def _info(federation: Federation, routed: RoutedInfo, parity: Parity, digest: st
         task_kind=task.kind,
         classes=task.classes,
         image=task.image,
+        rules=parts.VOLUME_RULES if task.image.depth else "",
         pixel_mean=mean.pixel_mean,
         pixel_std=mean.pixel_std,
         temperature=TEMPERATURE,

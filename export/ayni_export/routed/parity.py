@@ -99,7 +99,7 @@ def check_gradient(network: Network, stack: Stack, image: ImageSettings, *, view
 
 
 def _images(image: ImageSettings) -> list[Pixels]:
-    images_BKHW = parity_images(image.channels, image.height, image.width)
+    images_BKHW = parity_images(image.channels, *image.seen)
     return np.split(images_BKHW, len(images_BKHW))
 
 

@@ -65,6 +65,12 @@ class RoutedInfo(_Record, frozen=True, kw_only=True):
     gradient_parity: Figure | None  # largest difference from torch's, of the largest entry; None: there is no gradient
     why_no_gradient: str = ""
     latency: Latency
+    dimensions: Literal[2, 3] = 2  # 3 of volumes
+
+    @property
+    def what(self) -> str:
+        """One of a worklist, in words."""
+        return "image" if self.dimensions == 2 else "volume"
 
     @property
     def has_gradient(self) -> bool:
@@ -106,7 +112,10 @@ class Tried(_Record, frozen=True, kw_only=True):
 
 
 class Refinement(_Record, frozen=True, kw_only=True):
-    """Gradient steps on the losses of `terms`: means over the worklist before the first step and in the last one."""
+    """Gradient steps on losses without labels: means over the images of the first step, and over those of the last.
+
+    Where the bundle has no gradient graph they are steps of `mixed_answers.py`.
+    """
 
     num_steps: Num
     loss_first: Annotated[float, Meta(ge=-1e9, le=1e9)]
@@ -122,6 +131,7 @@ class Adaptation(_Record, frozen=True, kw_only=True):
     weights_sha256: Digest  # of the mixed weights (ayni.tensors.safe.digest)
     num_images: Num
     num_unreadable: Num
+    num_in_part: Num = 0  # volumes of which the network sees but the middle at once, and only that was looked at
     routing: Annotated[tuple[tuple[Weight, ...], ...], Meta(min_length=1, max_length=MAX_LAYERS)]  # [L, E]
     distances: tuple[Figure | None, ...]  # [E] of the worklist's statistics from each expert's; None: it has none
     chosen: Chosen

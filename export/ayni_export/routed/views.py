@@ -1,6 +1,6 @@
 """A second view of the same images whose answers can be mapped back exactly: what consistency is measured with.
 
-B = images, K = channels, X = pixels or voxels (H x W, or H x W x D).
+B = images, K = channels, X = pixels or voxels (H x W, or D x H x W).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class View:
     brighter: float
 
     def of(self, images: Tensor) -> Tensor:
-        """`images`: normalised, [B, K, H, W] or [B, K, H, W, D]."""
+        """`images`: normalised, [B, K, H, W] or [B, K, D, H, W]."""
         return self._move(images * self.contrast + self.brighter)
 
     def _move(self, images: Tensor) -> Tensor:
-        images = images.flip(3) if self.mirrored else images
+        images = images.flip(-1) if self.mirrored else images
         return _rolled(images, self.shift)
 
     def back(self, logits: Tensor) -> Tensor:
@@ -38,15 +38,15 @@ class View:
         if logits.ndim == 2:
             return logits
         logits = _rolled(logits, tuple(-pixels for pixels in self.shift))
-        return logits.flip(3) if self.mirrored else logits
+        return logits.flip(-1) if self.mirrored else logits
 
 
 def _rolled(images: Tensor, shift: tuple[int, ...]) -> Tensor:
     """As torch.roll, by two slices an axis: an exported graph of it needs no index of every pixel."""
     for axis, pixels in enumerate(shift, start=2):
-        images = torch.cat(
-            torch.split(images, [-pixels % images.shape[axis], pixels % images.shape[axis]], axis)[::-1], axis
-        )
+        first = -pixels % images.shape[axis]
+        if first:
+            images = torch.cat(torch.split(images, [first, images.shape[axis] - first], axis)[::-1], axis)
     return images
 
 

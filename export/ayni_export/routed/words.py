@@ -20,7 +20,7 @@ def verdict(info: RoutedInfo, adaptation: Adaptation) -> str:
     """Who speaks, in one sentence."""
     if adaptation.chosen == "global":
         if not adaptation.tried:
-            why = "there is no other expert" if len(info.experts) == 1 else "no image could be used to choose by"
+            why = "there is no other expert" if len(info.experts) == 1 else f"no {info.what} could be used to choose by"
             return f"{FALL_BACK}: {why}."
         return f"{FALL_BACK}: a mixture was tried, and the guard refused it."
     spoken = who_spoke(info.names, adaptation.weights)
@@ -46,23 +46,28 @@ def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
     said = []
     if adaptation.num_images:
         rough = "" if adaptation.num_images >= FEW_IMAGES else f": fewer than {FEW_IMAGES}, so the choice is rough"
-        images = f"{adaptation.num_images} image{'' if adaptation.num_images == 1 else 's'}"
+        images = f"{adaptation.num_images} {info.what}{'' if adaptation.num_images == 1 else 's'}"
         said.append(f"The choice rests on {images}{rough}.")
+    if adaptation.num_in_part:
+        said.append(
+            f"{adaptation.num_in_part} of them {'is' if adaptation.num_in_part == 1 else 'are'} larger than what the "
+            "network sees at once: the choice rests on the part in the middle. What is answered is all of it."
+        )
     sites = (expert.site for expert in info.experts)
     near = sorted((far, site) for far, site in zip(adaptation.distances, sites, strict=True) if far is not None)
     if near:
         said.append(
-            "How far the training images of each site look from these, in nats: "
+            f"How far the training {info.what}s of each site look from these, in nats: "
             + ", ".join(f"{site} {far:.2f}" for far, site in near)
             + "."
         )
     elif len(info.experts) > 1:
-        said.append("No expert's site gave statistics of its training images, so nothing points to one of them.")
+        said.append(f"No expert's site gave statistics of its training {info.what}s, so nothing points to one of them.")
     if adaptation.refinement is not None and adaptation.refinement.num_steps:
         steps = adaptation.refinement
         said.append(
-            f"{steps.num_steps} gradient steps on unlabelled images took the loss from {steps.loss_first:.3f} to "
-            f"{steps.loss_last:.3f}; a falling loss is no proof of better answers."
+            f"{steps.num_steps} gradient steps on unlabelled {info.what}s{_of_answers(info)} took the loss from "
+            f"{steps.loss_first:.3f} to {steps.loss_last:.3f}; a falling loss is no proof of better answers."
         )
     for tried in adaptation.tried:
         what = "the start" if tried.name == "start" else "the refined mixture"
@@ -74,6 +79,10 @@ def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
                 f"The guard passed {mixture}: agreement with the global model {tried.answers.agreement:.2f} of 1."
             )
     return said
+
+
+def _of_answers(info: RoutedInfo) -> str:
+    return "" if info.has_gradient else ", of the experts' mixed answers as there is no gradient of mixed weights,"
 
 
 def explained(info: RoutedInfo, adaptation: Adaptation) -> str:
@@ -89,7 +98,7 @@ def explained(info: RoutedInfo, adaptation: Adaptation) -> str:
 
 {lines}
 
-| expert | training images | share, the mean over {len(info.layers)} layers |
+| expert | training {info.what}s | share, the mean over {len(info.layers)} layers |
 |---|---:|---:|
 {rows}
 

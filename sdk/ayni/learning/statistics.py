@@ -3,7 +3,7 @@
 The places are the network's input (normalised images), its first convolution's output (before any normalisation), and
 the features that its head sees. Scanners, protocols and patients shift these; `ayni` compares a worklist with the sites
 that an expert comes from. B, N = images, F = the channels of the three places one behind the other, K = an image's
-channels; images are [B, K, H, W] or [B, K, H, W, D].
+channels; images are [B, K, H, W], or [B, K, D, H, W] of volumes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ayni.data.volumes import place_in
 from ayni.learning.batches import Normaliser
 from ayni.learning.networks import Network
 from ayni.tensors.expert import MIN_CASES as MIN_CASES
 
-STATISTICS_BATCH = 64
+STATISTICS_BATCH = 64  # images; volumes go one by one
 
 
 def first_convolution(network: nn.Module) -> nn.Module:
@@ -45,9 +46,13 @@ def statistics_of(network: Network, x_BKHW: Tensor) -> Tensor:
 
 
 def _moments(place: Tensor) -> Tensor:
-    """[B, 2, channels] of [B, channels, ...]."""
-    flat_BFP = place.reshape(place.shape[0], place.shape[1], -1)
-    return torch.stack([flat_BFP.mean(dim=2), (flat_BFP * flat_BFP).mean(dim=2)], dim=1)
+    """[B, 2, channels] of [B, channels, ...]. Of a volume the means of its rows first: ONNX Runtime adds 100,000 voxels
+    up one by one, and loses digits."""
+    squares = place * place
+    if place.ndim == 5:
+        place, squares = place.mean(dim=4), squares.mean(dim=4)
+    flat = (*place.shape[:2], -1)
+    return torch.stack([place.reshape(flat).mean(dim=2), squares.reshape(flat).mean(dim=2)], dim=1)
 
 
 def gathered(statistics_N2F: Tensor) -> Tensor:
@@ -61,9 +66,17 @@ def gathered(statistics_N2F: Tensor) -> Tensor:
 
 
 def training_statistics(network: Network, pixels_NKHW: Tensor, normalise: Normaliser) -> Tensor | None:
-    """[2, F] of a site's 8-bit training images, none of them varied; None if there are fewer than `MIN_CASES`."""
+    """[2, F] of a site's 8-bit training images, none of them varied; None if there are fewer than `MIN_CASES`.
+
+    Of a volume that the network does not see at once it is the part in the middle, as of a clinic's (`ayni adapt`).
+    """
     if len(pixels_NKHW) < MIN_CASES:
         return None
+    num_at_once = STATISTICS_BATCH
+    if pixels_NKHW.ndim == 5:
+        num_at_once = 1
+        depth, height, width = place_in(network.seen, tuple(pixels_NKHW.shape[2:]))
+        pixels_NKHW = pixels_NKHW[:, :, depth, height, width]
     with torch.no_grad():
-        parts = [statistics_of(network, normalise(part)) for part in torch.split(pixels_NKHW, STATISTICS_BATCH)]
+        parts = [statistics_of(network, normalise(part)) for part in torch.split(pixels_NKHW, num_at_once)]
     return gathered(torch.cat(parts))
