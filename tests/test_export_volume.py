@@ -63,6 +63,22 @@ def test_the_graph_outlines_volumes_as_the_trained_network_does() -> None:
     assert 2 * (found & (masks > 0)).sum() / (found.sum() + masks.sum()) > 0.9  # it has learned something
 
 
+def test_a_network_that_is_very_sure_is_held_to_torch_in_proportion(tmp_path: Path) -> None:
+    """After the task's own hundreds of steps logits reach 60, and 32 bits round them by more than 1e-4."""
+    weights: dict[str, Any] = dict(safe.decode((volume_home() / FEDERATED / WEIGHTS_FILE).read_bytes()))
+    factor = np.float32(30.0)
+    sure = {name: tensor * factor if name.startswith("head.") else tensor for name, tensor in weights.items()}
+    folder = write_model(tmp_path / "sure", volume_model(), sure)
+    info = export_model(folder, tmp_path / "bundle", signing_key=signing_key())
+    assert 1e-4 < info.models[0].parity.logits <= info.models[0].parity.tolerance
+    network = build_network(volume_model().network, IMAGE, 2)
+    load_weights(network, {**sure, "head.bias": sure["head.bias"] + np.float32(1e-3)})  # that little is still noticed
+    graph = DiagnosisGraph(network, volume_model())
+    wrong = (tmp_path / "bundle/models/model.onnx").read_bytes()
+    with pytest.raises(IntegrityError, match="its probabilities by"):
+        check_parity(graph, wrong, volume_model())
+
+
 @pytest.mark.parametrize(
     ("kind", "network", "patch"),
     [
