@@ -163,6 +163,16 @@ def test_a_teacher_of_another_centre_is_taken_as_it_is(home: Path, data: Path, t
     assert all((there[name] == here[name]).all() for name in there)
 
 
+def test_a_teacher_that_came_in_16_bits_goes_on_in_16_bits_though_nothing_measures_it(
+    home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "national.safetensors"
+    file.write_bytes(published(home))
+    folder = new_home(tmp_path / "centre")
+    assert taught(folder, Lesson(None, file)).form == "fp16"
+    assert published(folder) == published(home)
+
+
 def plain(path: Path, **metadata: str) -> Path:
     weights = weights_of(seeded_network(TEACHER, taught_task(), 5))
     safetensors.numpy.save_file(weights, path, metadata or None)

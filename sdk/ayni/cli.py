@@ -125,9 +125,9 @@ def train(
     if json:
         print_json(model.validation)
         return
-    typer.echo(
-        f"Trained ({model.chosen}). On {model.validation.num_images} held-out images: {model.validation.words()}."
-    )
+    held_out = f"On {model.validation.num_images} held-out images: {model.validation.words()}."
+    nothing_tells = "No image could be held out, so nothing tells how good it is."
+    typer.echo(f"Trained ({model.chosen}). {held_out if model.validation.num_images else nothing_tells}")
     typer.echo(f"Next: ayni export {home} BUNDLE")
 
 

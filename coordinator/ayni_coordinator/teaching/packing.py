@@ -44,9 +44,12 @@ def packed(
 ) -> tuple[Form, TeacherWeights]:
     """The form, and the teacher with its figure on held-out images in that form, if there are any.
 
-    "auto": 16 bits if the figure does not fall by more than `LARGEST_LOSS`; 32 bits if it does, or nothing tells.
+    "auto": 16 bits if the figure does not fall by more than `LARGEST_LOSS`; 32 bits if it does, or nothing tells. A
+    teacher that came in 16 bits stays so.
     """
     halved = _halved(teacher.weights)
+    if wanted == "auto" and halved and all((halved[name] == tensor).all() for name, tensor in teacher.weights.items()):
+        wanted = "fp16"
     if seen is None or not len(seen.truth):
         return ("fp32" if wanted == "auto" else wanted), teacher
     normalise = Normaliser(teacher.info.pixel_mean, teacher.info.pixel_std)
