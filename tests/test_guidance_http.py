@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,17 +19,19 @@ import numpy as np
 import pytest
 
 from ayni.errors import LineError, PeerProtocolError, UserError
-from ayni.task import GuidanceSettings, ImageSettings, Task, TrainingSettings
+from ayni.task import GuidanceSettings, ImageSettings, Kind, Task, TrainingSettings
 from ayni.tensors import safe
 from ayni.tensors.image_set import ImageSet, ImageSetInfo, encode_image_set
 from ayni.tensors.targets import decode_targets
 from ayni_coordinator.guidance import guide
 from ayni_coordinator.guidance.answers import AnswerStore
 from ayni_coordinator.guidance.ask import ask_once
-from ayni_coordinator.guidance.http_endpoint import HttpEndpoint, open_http
+from ayni_coordinator.guidance.models.http import HttpEndpoint
+from ayni_coordinator.guidance.source import open_source
 
 ABOUT = {"name": "teacher", "version": "1", "licence": "CC0-1.0", "classes": ["a", "b"]}
 SHA = "cd" * 32
+KIND: Kind = "classification"
 
 Fault = Callable[["Handler"], None]
 
@@ -76,15 +79,21 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+@contextmanager
+def serving() -> Iterator[Server]:
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as running:
+        yield running
 
 
 def status(code: int, **headers: str) -> Fault:
@@ -224,9 +233,9 @@ def test_an_about_against_the_contract_is_refused(server: Server, tmp_path: Path
 
 
 def test_a_task_can_pin_the_version(server: Server) -> None:
-    assert open_http(GuidanceSettings(source="http", model=server.url, version="1")).version == "1"
+    assert open_source(GuidanceSettings(source="http", model=server.url, version="1"), KIND, Path()).version == "1"
     with pytest.raises(UserError, match=r"guidance\.version '2'"):
-        open_http(GuidanceSettings(source="http", model=server.url, version="2"))
+        open_source(GuidanceSettings(source="http", model=server.url, version="2"), KIND, Path())
 
 
 def test_the_token_is_sent_and_never_told(server: Server, tmp_path: Path) -> None:
@@ -343,7 +352,7 @@ def test_the_server_in_the_guide_serves(tmp_path: Path, monkeypatch: pytest.Monk
     """Logits of the documented example: (1 - mean, mean) of pixels in 0..1."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     guide_text = (Path(__file__).parent.parent / "docs" / "guidance.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", guide_text, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", guide_text, re.DOTALL)[0]
     (tmp_path / "server.py").write_text(code)
     command = [sys.executable, str(tmp_path / "server.py"), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

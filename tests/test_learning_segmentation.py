@@ -19,7 +19,7 @@ from ayni.learning.losses import mask_distillation_loss, mask_loss, mask_order_l
 from ayni.learning.networks import build_network
 from ayni.learning.objective import SEGMENTATION
 from ayni.learning.scores import dice_of_each, mask_calibration_temperature, score_masks
-from ayni.task import FedHelpSettings, GuidanceSettings, ImageSettings, ResNetSettings, UNetSettings, check_kind
+from ayni.task import FedHelpSettings, ImageSettings, ResNetSettings, UNetSettings, check_kind
 from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
 from small_setups import small_task
 
@@ -157,8 +157,6 @@ def test_maps_of_another_size_than_promised_are_refused() -> None:
     [
         ("segmentation", {"image": ImageSettings(height=15, width=16)}, "multiples of 2"),
         ("classification", {"classes": ("one",)}, "at least two classes"),
-        ("classification", {"guidance": GuidanceSettings(source="lite-medsam")}, "for segmentation"),
-        ("segmentation", {"guidance": GuidanceSettings(source="http")}, "lite-medsam"),
         ("classification", {"kind": "segmentation"}, '"unet"'),
         ("segmentation", {"kind": "classification", "classes": ("a", "b")}, '"resnet"'),
     ],

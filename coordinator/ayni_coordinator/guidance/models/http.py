@@ -1,9 +1,11 @@
-"""A foundation model behind HTTP. The contract is in docs/guidance.md: GET /about, POST /answer, safetensors bodies."""
+"""A foundation model behind HTTP: classes of an image, or outlines in it. The contract is in docs/guidance.md: GET
+/about, POST /answer, safetensors bodies."""
 
 from __future__ import annotations
 
 import email.utils
 import http.client
+import math
 import os
 import socket
 import ssl
@@ -12,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -20,11 +23,13 @@ from msgspec import Meta
 
 from ayni import __version__
 from ayni.errors import IntegrityError, PeerProtocolError, UserError
-from ayni.task import GuidanceSettings
+from ayni.task import GuidanceSettings, Kind
 from ayni.tensors import safe
+from ayni_coordinator.guidance.outlines import clipped, kept_size
 from ayni_coordinator.guidance.patience import with_patience
-from ayni_coordinator.guidance.source import Logits, Pixels, TryLaterError
+from ayni_coordinator.guidance.source import DOES, Logits, Pixels, TryLaterError
 
+KINDS: tuple[Kind, ...] = ("classification", "segmentation")
 TOKEN_VARIABLE = "AYNI_GUIDANCE_TOKEN"
 CONTRACT = "ayni-guidance/1"
 BATCH_SIZE = 16
@@ -35,21 +40,25 @@ Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What GET /about answers."""
+    """What GET /about answers. `classes` are those of an image, or the structures that are outlined."""
 
     name: Text
     version: Text
     licence: Text
-    classes: Annotated[tuple[Text, ...], Meta(min_length=2, max_length=100_000)]
+    kind: Kind = "classification"
+    classes: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=100_000)]
 
 
-def open_http(settings: GuidanceSettings) -> HttpEndpoint:
-    """The endpoint at `settings.model`; a name or version in the settings must be the one that it gives."""
-    endpoint = HttpEndpoint(settings.model, token=os.environ.get(TOKEN_VARIABLE, ""))
+def open_model(settings: GuidanceSettings, kind: Kind, home: Path) -> HttpEndpoint:
+    """The endpoint at `settings.model`; what the settings say of it must be what it says itself."""
+    if settings.output != "logits":
+        raise UserError('an endpoint answers with logits: guidance.output is for a model in a file. Leave it "logits".')
+    endpoint = HttpEndpoint(settings.model, kind, token=os.environ.get(TOKEN_VARIABLE, ""))
     for what, wanted, found in [
         ("name", settings.name, endpoint.name),
         ("version", settings.version, endpoint.version),
         ("licence", settings.licence, endpoint.licence),
+        ("classes", list(settings.classes), list(endpoint.classes)),
     ]:
         if wanted and wanted != found:
             raise UserError(
@@ -65,39 +74,58 @@ class HttpEndpoint:
     """
 
     def __init__(
-        self, url: str, *, token: str = "", timeout_s: float = TIMEOUT_S, pause: Callable[[float], None] = time.sleep
+        self,
+        url: str,
+        kind: Kind = "classification",
+        *,
+        token: str = "",
+        timeout_s: float = TIMEOUT_S,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._url, self._token, self._timeout_s = _checked_url(url, token), token, timeout_s
+        self._kind: Kind = kind
         self._opener = urllib.request.build_opener(_NoRedirects())
         about = with_patience(self._about, pause=pause)
         self.name, self.version, self.licence, self.classes = about.name, about.version, about.licence, about.classes
         self.batch_size = BATCH_SIZE
 
     def answer(self, pixels_BHWC: Pixels) -> Logits:
-        metadata = {"contract": CONTRACT, "model": self.name, "version": self.version}
-        body = safe.encode({"pixels": pixels_BHWC}, metadata)
-        shape = (len(pixels_BHWC), len(self.classes))
-        reply = self._exchange("/answer", body, max_bytes=8 * shape[0] * shape[1] + safe.MAX_HEADER_BYTES)
+        """logits_BC; or outlines, logits [B, S, h, w] between -8 and 8 of the size that is kept."""
+        asked: dict[str, safe.Array] = {"pixels": pixels_BHWC}
+        shape: tuple[int, ...] = (len(pixels_BHWC), len(self.classes))
+        if self._kind == "segmentation":
+            size = kept_size(*pixels_BHWC.shape[1:3])
+            asked["size"], shape = np.array(size, np.int64), (*shape, *size)
+        body = safe.encode(asked, {"contract": CONTRACT, "model": self.name, "version": self.version})
+        reply = self._exchange("/answer", body, max_bytes=8 * math.prod(shape) + safe.MAX_HEADER_BYTES)
         try:
             tensors = safe.decode(reply)
         except IntegrityError as error:
             raise self._broken(str(error)) from None
-        logits_BC = tensors.get("logits")
-        if logits_BC is None or logits_BC.shape != shape or logits_BC.dtype.kind != "f":
+        logits = tensors.get("logits")
+        if logits is None or logits.shape != shape or logits.dtype.kind != "f":
             found = {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:3]}
             raise self._broken(f"expected floating-point `logits` {list(shape)}, got {found}")
         with np.errstate(over="ignore"):
-            narrow_BC = logits_BC.astype(np.float32)
-        if not np.isfinite(narrow_BC).all():
+            narrow = logits.astype(np.float32)
+        if not np.isfinite(narrow).all():
             raise self._broken("logits beyond the range of float32")
-        return narrow_BC
+        return clipped(narrow, "logits") if self._kind == "segmentation" else narrow
 
     def _about(self) -> About:
         reply = self._exchange("/about", None, max_bytes=MAX_ABOUT_BYTES)
         try:
-            return msgspec.json.decode(reply, type=About)
+            about = msgspec.json.decode(reply, type=About)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self._broken(f"/about: {str(error)[:200]}") from None
+        if about.kind != self._kind:
+            raise UserError(
+                f"{self._url} {DOES[about.kind]}; the task is a {self._kind}. Name an endpoint whose `kind` in /about "
+                f'is "{self._kind}".'
+            )
+        if about.kind == "classification" and len(about.classes) < 2:
+            raise self._broken("/about: a classification of fewer than two classes")
+        return about
 
     def _exchange(self, path: str, body: bytes | None, *, max_bytes: int) -> bytes:
         """One request and its reply, at most `max_bytes` and `timeout_s`."""

@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING
 
 from ayni.artefacts.files import sha256_file, write_atomic
 from ayni.errors import IntegrityError, MissingExtraError
-from ayni.task import GuidanceSettings
-from ayni_coordinator.guidance.onnx_model import OnnxModel
+from ayni.task import GuidanceSettings, Kind
+from ayni_coordinator.guidance.models.onnx import OnnxModel
 
 if TYPE_CHECKING:
     import torch
 
+KINDS: tuple[Kind, ...] = ("classification",)
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 VERSION = f"0.1.0+{WEIGHTS_SHA256[:16]}"
 SIZE = 224  # the padding of its convolutions is made for this size
 
 
-def open_lite0(settings: GuidanceSettings, home: Path) -> OnnxModel:
+def open_model(settings: GuidanceSettings, kind: Kind, home: Path) -> OnnxModel:
     """A Source; its 1000 classes are named by their ImageNet numbers, since the packages bring no names."""
     path = home / "guidance" / f"efficientnet-lite0-{WEIGHTS_SHA256[:16]}.onnx"
     if not path.exists():
         write_atomic(path, convert_lite0())
     return OnnxModel(
-        path, settings, name="efficientnet-lite0", version=VERSION, licence="Apache-2.0", class_prefix="imagenet"
+        path, settings, kind, name="efficientnet-lite0", version=VERSION, licence="Apache-2.0", prefix="imagenet"
     )
 
 

