@@ -101,6 +101,29 @@ def test_the_version_tells_file_and_preprocessing_apart(tmp_path: Path) -> None:
     assert all(version.startswith("1+") for version in versions)
 
 
+def test_weights_in_a_file_beside_the_model_are_part_of_its_version(tmp_path: Path) -> None:
+    """As torch exports them: the two .onnx files are equal, only what lies beside them differs."""
+    versions, answers = [], []
+    for number in (1, 2):
+        path = tmp_path / str(number) / "m.onnx"
+        path.parent.mkdir()
+        model = onnx.load(write_means(path, ["n", 3, 8, 8]))
+        model.graph.node[0].output[0] = "cast"
+        model.graph.node.insert(1, helper.make_node("Mul", ["cast", "weight"], ["values"]))
+        weight = np.full((1, 3, 8, 8), number, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+        onnx.save(model, path, save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+        opened = open_model(path, pixel_scale="0..255")
+        versions.append(opened.version)
+        answers.append(opened.answer(grey(10))[0, 0])
+    assert (tmp_path / "1" / "m.onnx").read_bytes() == (tmp_path / "2" / "m.onnx").read_bytes()
+    assert answers == [10, 20]
+    assert versions[0] != versions[1]
+    (tmp_path / "2" / "m.onnx.data").unlink()
+    with pytest.raises(UserError, match=r"m\.onnx\.data cannot be read"):
+        open_model(tmp_path / "2" / "m.onnx")
+
+
 @pytest.mark.parametrize("shape", [["n", 5, 8, 8], ["n", 3, 8], [3, 8, 8, "n", 1]])
 def test_a_model_that_takes_no_images_is_told_its_inputs(tmp_path: Path, shape: list[int | str]) -> None:
     image = helper.make_tensor_value_info("volume", TensorProto.FLOAT, shape)

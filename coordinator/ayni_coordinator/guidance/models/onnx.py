@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ayni.artefacts.files import sha256_file
 from ayni.errors import MissingExtraError, UserError
 from ayni.task import GuidanceSettings, Kind
 from ayni_coordinator.guidance.outlines import RULES_VERSION, clipped, kept_size, scaled
@@ -33,12 +35,12 @@ def open_model(settings: GuidanceSettings, kind: Kind, home: Path) -> OnnxModel:
     """The file `settings.model`. Its name and version come from the settings, or from the file's name and hash."""
     path = Path(settings.model)
     try:
-        content = path.read_bytes()
+        digest = _digest(path)[:16]
     except OSError as error:
         raise UserError(
-            f"guidance.model {path} cannot be read ({error.strerror}). Give the path of an ONNX file."
+            f"guidance.model {error.filename} cannot be read ({error.strerror}). Give the path of an ONNX file; "
+            "weights that were exported to a file beside it stay there."
         ) from None
-    digest = hashlib.sha256(content).hexdigest()[:16]
     version = f"{settings.version}+{digest}" if settings.version else digest
     prefix = "class" if kind == "classification" else "structure"
     return OnnxModel(
@@ -168,6 +170,32 @@ class OnnxModel:
             f"{self._signature}. Guidance wants one image input of 4 axes (float32, float16 or uint8; 1 or 3 "
             f"channels), and for a {self._kind} {self._wanted()}."
         )
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the file, and of those in which it keeps its weights, as torch writes them (`model.onnx.data`)."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    content = path.read_bytes()
+    state = hashlib.sha256(content)
+    try:
+        graph = onnx.load_model_from_string(content).graph
+    except DecodeError:
+        return state.hexdigest()  # whoever opens it will say that it is no model
+    beside = {one.value for tensor in _tensors(graph) for one in tensor.external_data if one.key == "location"}
+    for name in sorted(beside):
+        state.update(sha256_file(path.parent / name).encode())
+    return state.hexdigest()
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All that a graph, and the graphs of its branches and loops, know by heart."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _rules(kind: Kind, settings: GuidanceSettings) -> str:
