@@ -270,6 +270,18 @@ def test_the_gate_stops_what_differs() -> None:
         check_forward(other, m.stack, IMAGE, temperature=TEMPERATURE, plain=m.plain)
 
 
+def test_experts_that_are_very_sure_pass_and_still_no_other_answer_does() -> None:
+    """Logits a hundred times as large differ a hundred times as much: 32 bits round in proportion."""
+    m = made("segmentation")
+    sure = {**m.stack, **{name: m.stack[name] * 100 for name in ("head.weight", "head.bias")}}
+    parity = check_forward(m.network, sure, IMAGE, temperature=TEMPERATURE, plain=m.plain, routed=m.routed)
+    assert 0 < parity.logits < 1e-4
+    other = new_network("segmentation")
+    other.extractor.act = torch.nn.LeakyReLU(0.101)  # a hundredth of the slope
+    with pytest.raises(IntegrityError, match="logits of mixed experts"):
+        check_forward(other, sure, IMAGE, temperature=TEMPERATURE, plain=m.plain)
+
+
 def test_the_gate_stops_what_is_not_a_number() -> None:
     m = made("segmentation")
     stack = {**m.stack, "head.bias": torch.full_like(m.stack["head.bias"], torch.nan)}
