@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ayni.site.state import SETTINGS_FILE
 from ayni.task import ImageSettings, Role
 from ayni_coordinator.by_hand import new_invitation
 from ayni_coordinator.database import RoundRow, transaction
-from ayni_coordinator.home import CoordinatorHome, create_home
+from ayni_coordinator.home import CONFIG_FILE, CoordinatorHome, create_home
 from desk import task_with
 
 TESTS = Path(__file__).parent
@@ -65,10 +68,21 @@ class Federation:
             round={"quorum": len(sites), "wait_for_sites": len(sites), "deadline_s": 60.0, "min_cohort": 1},
             **changes,
         )
-        endpoint = f"tcp://127.0.0.1:{free_port()}"
-        create_home(self.centre, task, endpoint=endpoint, bind=endpoint).engine.dispose()
+        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        create_home(self.centre, task, endpoint=self.endpoint, bind=self.endpoint).engine.dispose()
         for number, site in enumerate(sites):
             write_data(folder / f"{site}.npz", number * NUM_IMAGES)
+
+    def copied(self, folder: Path) -> Federation:
+        """All of it as it is now, in another folder and at another port. Nothing may be running."""
+        twin = copy.copy(self)
+        twin.folder, twin.centre, twin._running = folder, folder / "centre", []
+        shutil.copytree(self.folder, folder)
+        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        for path in (twin.centre / CONFIG_FILE, *(folder / site / SETTINGS_FILE for site in SITES)):
+            path.write_text(path.read_text().replace(self.endpoint, endpoint))
+        twin.endpoint = endpoint
+        return twin
 
     # Processes
 

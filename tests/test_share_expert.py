@@ -32,8 +32,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """One hospital and two clinics that have finished; the coordinator is serving. Tests go on from each other."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """One hospital and two clinics that have finished; nobody has agreed to anything, and nobody is running."""
     folder = tmp_path_factory.mktemp("personal")
     with Federation(folder, personal=PersonalSettings(decay=0.25)) as federation:
         federation.serve()
@@ -43,6 +43,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         assert (early.returncode, "there is no personal model" in early.stderr) == (2, True)
         for process in [federation.train(site) for site in SITES]:
             assert process.wait() == 0, federation.log("serve")
+    return federation
+
+
+@pytest.fixture
+def fresh(trained: Federation, tmp_path: Path) -> Iterator[Federation]:
+    """A copy of it whose coordinator is serving."""
+    with trained.copied(tmp_path / "fresh") as federation:
+        federation.serve()
+        yield federation
+
+
+@pytest.fixture(scope="module")
+def shared(trained: Federation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Another, in which `clinic-a` and then the hospital have agreed. Tests leave it as it is."""
+    with trained.copied(tmp_path_factory.mktemp("sharing") / "shared") as federation:
+        federation.serve()
+        for site in ("clinic-a", "hospital"):
+            done("site", "share-expert", federation.folder / site, "--yes")
         yield federation
 
 
@@ -116,20 +134,20 @@ def test_it_is_evaluated_and_exported_like_any_model(trained: Federation, tmp_pa
     assert (both.returncode, "ask for one of them" in both.stderr) == (2, True)
 
 
-def test_without_a_yes_nothing_is_sent(trained: Federation) -> None:
-    asked = run("site", "share-expert", trained.folder / "clinic-a")
+def test_without_a_yes_nothing_is_sent(shared: Federation) -> None:
+    asked = run("site", "share-expert", shared.folder / "clinic-b")
     assert asked.returncode == 1
     assert "Send this site's personal model" in asked.stdout
-    assert sent_bytes(trained, "clinic-a") == 0
+    assert sent_bytes(shared, "clinic-b") == 0
 
 
-def test_a_site_that_agrees_sends_its_personal_model_and_its_statistics(trained: Federation) -> None:
-    told = json.loads(done("site", "share-expert", trained.folder / "clinic-a", "--yes", "--json"))["shared"]
-    data = (trained.centre / "experts" / "clinic-a.expert").read_bytes()
-    assert data == (trained.folder / "clinic-a" / "shared-expert.safetensors").read_bytes()
+def test_a_site_that_agrees_sends_its_personal_model_and_its_statistics(fresh: Federation) -> None:
+    told = json.loads(done("site", "share-expert", fresh.folder / "clinic-a", "--yes", "--json"))["shared"]
+    data = (fresh.centre / "experts" / "clinic-a.expert").read_bytes()
+    assert data == (fresh.folder / "clinic-a" / "shared-expert.safetensors").read_bytes()
     assert (told["sha256"], told["num_bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
-    assert not list((trained.folder / "clinic-a" / "outbox").iterdir())
-    expert, task = decode_expert(data), Task.from_json((trained.centre / "task.json").read_bytes())
+    assert not list((fresh.folder / "clinic-a" / "outbox").iterdir())
+    expert, task = decode_expert(data), Task.from_json((fresh.centre / "task.json").read_bytes())
     assert (expert.info.site, expert.info.task, expert.info.rounds, expert.info.decay) == (
         "clinic-a",
         task.name,
@@ -137,19 +155,19 @@ def test_a_site_that_agrees_sends_its_personal_model_and_its_statistics(trained:
         0.25,
     )
     assert expert.info.num_cases == expert.info.num_train == told["num_cases"] == 48  # of 60, a fifth is held out
-    personal = personal_of(trained, "clinic-a")
+    personal = personal_of(fresh, "clinic-a")
     assert expert.weights.keys() == personal.keys()
     for name, tensor in personal.items():
         np.testing.assert_array_equal(expert.weights[name], tensor.astype(np.float16).astype(np.float32))
-    assert any("clinic-a: agreed to be an expert: its personal model after 2 rounds" in line for line in log(trained))
-    assert sent_bytes(trained, "clinic-a") > len(data)
+    assert any("clinic-a: agreed to be an expert: its personal model after 2 rounds" in line for line in log(fresh))
+    assert sent_bytes(fresh, "clinic-a") > len(data)
     metered = "SELECT site FROM traffic WHERE purpose = 'expert' AND bytes_up > 0"
-    while not (found := rows(trained, metered)):
+    while not (found := rows(fresh, metered)):
         pass  # the coordinator writes its meters every few seconds
     assert found == [("clinic-a",)]
-    assert "shared as an expert" in done("status", trained.folder / "clinic-a")
-    assert "clinic-a (clinic, active, shares its personal model)" in done("coordinator", "status", trained.centre)
-    sites = json.loads(done("coordinator", "sites", trained.centre, "--json"))
+    assert "shared as an expert" in done("status", fresh.folder / "clinic-a")
+    assert "clinic-a (clinic, active, shares its personal model)" in done("coordinator", "status", fresh.centre)
+    sites = json.loads(done("coordinator", "sites", fresh.centre, "--json"))
     assert [site["name"] for site in sites if site["expert_since"]] == ["clinic-a"]
 
 
@@ -157,17 +175,17 @@ def log(federation: Federation) -> list[str]:
     return [f"{who}: {what}" for who, what in rows(federation, "SELECT who, what FROM audit ORDER BY id")]
 
 
-def test_its_statistics_are_those_of_its_training_images_in_the_last_global_model(trained: Federation) -> None:
+def test_its_statistics_are_those_of_its_training_images_in_the_last_global_model(shared: Federation) -> None:
     """By torch's own mean and variance over all images at once; the images are read from the site's file."""
-    expert = decode_expert((trained.centre / "experts" / "clinic-a.expert").read_bytes())
-    task = Task.from_json((trained.centre / "task.json").read_bytes())
-    ((weights_sha256, digest),) = rows(trained, "SELECT global_sha256, digest FROM rounds ORDER BY number DESC LIMIT 1")
+    expert = decode_expert((shared.centre / "experts" / "clinic-a.expert").read_bytes())
+    task = Task.from_json((shared.centre / "task.json").read_bytes())
+    ((weights_sha256, digest),) = rows(shared, "SELECT global_sha256, digest FROM rounds ORDER BY number DESC LIMIT 1")
     assert expert.info.reference_digest == digest
     assert expert.statistics_2F is not None
-    tensors = safe.decode((trained.centre / "store" / weights_sha256).read_bytes())
+    tensors = safe.decode((shared.centre / "store" / weights_sha256).read_bytes())
     network = build_network(task.small_network, task.image, 2)
     load_weights(network, {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
-    with np.load(trained.folder / "clinic-a.npz") as archive:
+    with np.load(shared.folder / "clinic-a.npz") as archive:
         pixels, labels = torch.from_numpy(archive["train_images"]), archive["train_labels"].ravel()
     from ayni.learning.batches import seed_of
     from ayni.learning.site_data import held_out
@@ -185,16 +203,16 @@ def test_its_statistics_are_those_of_its_training_images_in_the_last_global_mode
     np.testing.assert_allclose(expert.statistics_2F[1], variances.numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_agreeing_twice_sends_nothing_twice(trained: Federation) -> None:
-    before, lines = sent_bytes(trained, "clinic-a"), log(trained)
-    done("site", "share-expert", trained.folder / "clinic-a", "--yes")
-    assert sent_bytes(trained, "clinic-a") == before
-    assert log(trained) == lines
+def test_agreeing_twice_sends_nothing_twice(shared: Federation) -> None:
+    before, lines = sent_bytes(shared, "clinic-a"), log(shared)
+    done("site", "share-expert", shared.folder / "clinic-a", "--yes")
+    assert sent_bytes(shared, "clinic-a") == before
+    assert log(shared) == lines
 
 
-def test_a_site_killed_while_it_shares_goes_on(trained: Federation) -> None:
+def test_a_site_killed_while_it_shares_goes_on(fresh: Federation) -> None:
     """kill -9 before the bytes go, and when they were taken but nobody knows yet."""
-    home = trained.folder / "hospital"
+    home = fresh.folder / "hospital"
     for point, there in (("upload", False), ("_say", True)):
         dying = (
             "import os, signal, sys\nfrom ayni.site import sharing\nfrom ayni.site.site import Site\n"
@@ -210,19 +228,19 @@ def test_a_site_killed_while_it_shares_goes_on(trained: Federation) -> None:
         more = ["now"] if point == "_say" else []
         killed = subprocess.run([sys.executable, "-c", dying, str(home), *more], env=ENVIRONMENT, cwd=TESTS)
         assert killed.returncode == -signal.SIGKILL
-        assert ("hospital.expert" in experts_at(trained)) == there
+        assert ("hospital.expert" in experts_at(fresh)) == there
         assert "its sharing was cut off" in done("status", home)
-    before = sent_bytes(trained, "hospital")
+    before = sent_bytes(fresh, "hospital")
     done("site", "share-expert", home, "--yes")
-    assert sent_bytes(trained, "hospital") == before  # it was there already
+    assert sent_bytes(fresh, "hospital") == before  # it was there already
     assert "shared as an expert" in done("status", home)
-    assert sum(line.startswith("hospital: agreed to be an expert") for line in log(trained)) == 1
+    assert sum(line.startswith("hospital: agreed to be an expert") for line in log(fresh)) == 1
     proxy = TrainedModel.read(home / "models/personal")
     assert proxy.network == proxy.task.small_network  # the large network stays
 
 
-def test_a_bundle_is_packed_from_the_global_model_and_who_agreed(trained: Federation) -> None:
-    federation = read_federation(trained.centre)
+def test_a_bundle_is_packed_from_the_global_model_and_who_agreed(shared: Federation) -> None:
+    federation = read_federation(shared.centre)
     assert [expert.info.site for expert in federation.experts] == ["global", "clinic-a", "hospital"]
     assert federation.rounds == 2
     whole = federation.experts[0]
@@ -232,50 +250,53 @@ def test_a_bundle_is_packed_from_the_global_model_and_who_agreed(trained: Federa
 
 
 def test_a_routed_bundle_is_exported_from_the_coordinators_folder_and_names_who_agreed(
-    trained: Federation, tmp_path: Path
+    shared: Federation, tmp_path: Path
 ) -> None:
-    said = done("export", trained.centre, tmp_path / "bundle", "--routed")
+    said = done("export", shared.centre, tmp_path / "bundle", "--routed")
     assert "3 experts (the global model, the model of clinic-a, the model of hospital)" in said
-    bundle = read_bundle(tmp_path / "bundle", signer=fingerprint(SiteKeys.load(trained.centre).signing_public))
+    bundle = read_bundle(tmp_path / "bundle", signer=fingerprint(SiteKeys.load(shared.centre).signing_public))
     assert bundle.info.routed is not None
     assert [expert.num_cases >= 5 for expert in bundle.info.routed.experts] == [False, True, True]
 
 
-def test_a_damaged_expert_is_named_and_not_used(trained: Federation) -> None:
-    path = trained.centre / "experts" / "clinic-a.expert"
+def test_a_damaged_expert_is_named_and_not_used(shared: Federation) -> None:
+    path = shared.centre / "experts" / "clinic-a.expert"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + b"x")
-    with pytest.raises(IntegrityError, match=r"clinic-a.expert is missing or damaged. Ask 'clinic-a'"):
-        read_federation(trained.centre)
-    path.write_bytes(data)
+    try:
+        with pytest.raises(IntegrityError, match=r"clinic-a.expert is missing or damaged. Ask 'clinic-a'"):
+            read_federation(shared.centre)
+    finally:
+        path.write_bytes(data)
 
 
-def test_who_takes_it_back_leaves_or_is_revoked_is_in_no_later_bundle(trained: Federation) -> None:
-    done("site", "share-expert", trained.folder / "clinic-b", "--yes")
-    assert experts_at(trained) == ["clinic-a.expert", "clinic-b.expert", "hospital.expert"]
-    shared = {site: personal_of(trained, site) for site in SITES}
-    assert all(is_anywhere(weights, files_of(trained.centre)) for weights in shared.values())
+def test_who_takes_it_back_leaves_or_is_revoked_is_in_no_later_bundle(fresh: Federation) -> None:
+    for site in SITES:
+        done("site", "share-expert", fresh.folder / site, "--yes")
+    assert experts_at(fresh) == ["clinic-a.expert", "clinic-b.expert", "hospital.expert"]
+    agreed = {site: personal_of(fresh, site) for site in SITES}
+    assert all(is_anywhere(weights, files_of(fresh.centre)) for weights in agreed.values())
 
-    out = done("site", "share-expert", trained.folder / "clinic-a", "--revoke")
+    out = done("site", "share-expert", fresh.folder / "clinic-a", "--revoke")
     assert "later bundles are made without" in out
-    assert experts_at(trained) == ["clinic-b.expert", "hospital.expert"]
-    assert not is_anywhere(shared["clinic-a"], files_of(trained.centre))
-    assert [expert.info.site for expert in read_federation(trained.centre).experts[1:]] == ["clinic-b", "hospital"]
-    assert "personal model: stays here" in done("status", trained.folder / "clinic-a")
-    assert log(trained)[-1] == "clinic-a: site 'clinic-a' is no expert any more; later bundles are made without it"
-    done("site", "share-expert", trained.folder / "clinic-a", "--revoke")  # once more is harmless, and no new line
-    assert sum("no expert any more" in line for line in log(trained)) == 1
+    assert experts_at(fresh) == ["clinic-b.expert", "hospital.expert"]
+    assert not is_anywhere(agreed["clinic-a"], files_of(fresh.centre))
+    assert [expert.info.site for expert in read_federation(fresh.centre).experts[1:]] == ["clinic-b", "hospital"]
+    assert "personal model: stays here" in done("status", fresh.folder / "clinic-a")
+    assert log(fresh)[-1] == "clinic-a: site 'clinic-a' is no expert any more; later bundles are made without it"
+    done("site", "share-expert", fresh.folder / "clinic-a", "--revoke")  # once more is harmless, and no new line
+    assert sum("no expert any more" in line for line in log(fresh)) == 1
 
-    done("site", "share-expert", trained.folder / "clinic-a", "--yes")  # and agreed again
-    assert [expert.info.site for expert in read_federation(trained.centre).experts[1:]] == [*sorted(SITES)]
+    done("site", "share-expert", fresh.folder / "clinic-a", "--yes")  # and agreed again
+    assert [expert.info.site for expert in read_federation(fresh.centre).experts[1:]] == [*sorted(SITES)]
 
-    done("leave", trained.folder / "hospital", "--yes")
-    assert experts_at(trained) == ["clinic-a.expert", "clinic-b.expert"]
-    assert not is_anywhere(shared["hospital"], files_of(trained.centre))
-    assert not (trained.folder / "hospital" / "shared-expert.safetensors").exists()
+    done("leave", fresh.folder / "hospital", "--yes")
+    assert experts_at(fresh) == ["clinic-a.expert", "clinic-b.expert"]
+    assert not is_anywhere(agreed["hospital"], files_of(fresh.centre))
+    assert not (fresh.folder / "hospital" / "shared-expert.safetensors").exists()
 
-    done("coordinator", "revoke", trained.centre, "clinic-b")
-    assert experts_at(trained) == ["clinic-a.expert"]
-    assert not is_anywhere(shared["clinic-b"], files_of(trained.centre))
-    assert [expert.info.site for expert in read_federation(trained.centre).experts[1:]] == ["clinic-a"]
-    assert "clinic-b (clinic, revoked)" in done("coordinator", "status", trained.centre)
+    done("coordinator", "revoke", fresh.centre, "clinic-b")
+    assert experts_at(fresh) == ["clinic-a.expert"]
+    assert not is_anywhere(agreed["clinic-b"], files_of(fresh.centre))
+    assert [expert.info.site for expert in read_federation(fresh.centre).experts[1:]] == ["clinic-a"]
+    assert "clinic-b (clinic, revoked)" in done("coordinator", "status", fresh.centre)
