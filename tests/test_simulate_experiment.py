@@ -23,6 +23,19 @@ def test_runs_go_seed_by_seed_so_that_who_stops_early_has_whole_seeds(tmp_path: 
     ]  # fmt: skip
 
 
+def test_a_task_may_have_seeds_of_its_own_and_its_other_runs_stay_the_same(tmp_path: Path) -> None:
+    before = fingerprints(tmp_path)
+    more = EXPERIMENT.replace('task = "skin.toml"', 'task = "skin.toml"\nseeds = [1, 4]')
+    after = fingerprints(tmp_path, more)
+    assert [name for name in after if "skin" in name] == [
+        "local on skin, seed 1", "fedavg on skin, seed 1", "local on skin, seed 4", "fedavg on skin, seed 4",
+    ]  # fmt: skip
+    assert {name for name in before if "skin" not in name} == {name for name in after if "skin" not in name}
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
+    with pytest.raises(UserError, match="seed 4 is there 2 times"):
+        the_experiment(tmp_path, more.replace("[1, 4]", "[4, 4]"))
+
+
 def test_a_run_knows_its_own_settings_and_no_others(tmp_path: Path) -> None:
     lungs_local, lungs_fedavg, _, skin_fedavg = jobs(the_experiment(tmp_path))[:4]
     assert (lungs_local.settings, lungs_fedavg.settings, skin_fedavg.settings) == ({}, {"bonus": 0.25}, {})

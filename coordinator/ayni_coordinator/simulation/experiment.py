@@ -51,7 +51,8 @@ class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     `public` and `sites` say which images are public and how the others are dealt out (collection.py); `crop` cuts a
     square of so many pixels out of each image's middle, before it is scaled; `settings` are per method; `leave_out`
     says which groups are left out to be unseen, `personal` which personal models are compared. `repository` are the
-    labelled images that a teacher at the centre learns from; `methods` are in place of the experiment's.
+    labelled images that a teacher at the centre learns from; `methods` are in place of the experiment's, and `seeds`
+    too, but for what is left out and for personal models.
     """
 
     task: str
@@ -64,6 +65,7 @@ class TaskEntry(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     personal: PersonalSweep | None = None
     repository: dict[str, Any] = {}
     methods: tuple[str, ...] = ()
+    seeds: tuple[Seed, ...] = ()
 
 
 class Tuning(_Settings, frozen=True, kw_only=True):
@@ -137,9 +139,9 @@ def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experim
     parts = tuple(_part(path, entry, entry.methods or file.methods, tuned) for entry in file.tasks)
     if unknown := sorted(set(tuned) - {part.task.name for part in parts}):
         raise UserError(f"{path}: {file.tuned} has settings for the task {unknown[0]!r}, which the experiment has not.")
-    for listed in (file.methods, *(entry.methods for entry in file.tasks)):
-        _check_distinct(path, "method", listed)
-    _check_distinct(path, "seed", file.seeds)
+    for methods_there, seeds in [(file.methods, file.seeds), *((entry.methods, entry.seeds) for entry in file.tasks)]:
+        _check_distinct(path, "method", methods_there)
+        _check_distinct(path, "seed", seeds)
     _check_distinct(path, "task named", [part.task.name for part in parts])
     methods_in_order = tuple(dict.fromkeys((*file.methods, *of_tasks)))
     return Experiment(path, methods_in_order, file.seeds, parts, file.tuning)

@@ -55,16 +55,31 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 def jobs_of(experiment: Experiment, data_folder: Path) -> list[Job]:
     """All of them, seed by seed: whoever stops early has whole seeds."""
+    seeds = dict.fromkeys([*experiment.seeds, *(seed for part in experiment.parts for seed in part.entry.seeds)])
     return [
         job
-        for seed in experiment.seeds
+        for seed in seeds
         for part in experiment.parts
         for job in [
-            *(_job(experiment, part, method, seed, data_folder) for method in part.methods),
-            *(_job(experiment, part, PERSONAL, seed, data_folder) for _ in range(part.entry.personal is not None)),
-            *(_job(experiment, part, UNSEEN, seed, data_folder, group) for group in _groups(part)),
+            *(_job(experiment, part, method, seed, data_folder) for method in _methods(experiment, part, seed)),
+            *(
+                _job(experiment, part, study, seed, data_folder, group)
+                for study, group in _studies(experiment, part, seed)
+            ),
         ]
     ]
+
+
+def _methods(experiment: Experiment, part: TaskPart, seed: int) -> tuple[str, ...]:
+    return part.methods if seed in (part.entry.seeds or experiment.seeds) else ()
+
+
+def _studies(experiment: Experiment, part: TaskPart, seed: int) -> list[tuple[str, str]]:
+    """With the experiment's seeds: personal models, and each group that is left out."""
+    if seed not in experiment.seeds:
+        return []
+    groups = part.entry.leave_out.groups if part.entry.leave_out else ()
+    return [(PERSONAL, "")] * (part.entry.personal is not None) + [(UNSEEN, group) for group in groups]
 
 
 def trials_of(experiment: Experiment, data_folder: Path) -> list[Job]:
@@ -81,10 +96,6 @@ def trials_of(experiment: Experiment, data_folder: Path) -> list[Job]:
                     job = _job(experiment, replace(part, entry=tried), method, tuning.seed, data_folder)
                     trials.append(msgspec.structs.replace(job, trial=f"{name}={value}"))
     return trials
-
-
-def _groups(part: TaskPart) -> tuple[str, ...]:
-    return part.entry.leave_out.groups if part.entry.leave_out else ()
 
 
 def selected(
@@ -116,7 +127,9 @@ def _job(experiment: Experiment, part: TaskPart, method: str, seed: int, data_fo
     plan = part.entry.leave_out
     leave_out = msgspec.structs.replace(plan, groups=(left_out,)) if plan and left_out else None
     personal = part.entry.personal if method == PERSONAL else None
-    entry = msgspec.structs.replace(part.entry, settings=settings, leave_out=leave_out, personal=personal, methods=())
+    entry = msgspec.structs.replace(
+        part.entry, settings=settings, leave_out=leave_out, personal=personal, methods=(), seeds=()
+    )
     return Job(
         task=part.task, method=method, seed=seed, entry=entry, experiment=str(experiment.path.resolve()),
         data_folder=str(data_folder.resolve()), fingerprint=_fingerprint(part, entry, method, seed),
