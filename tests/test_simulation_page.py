@@ -136,10 +136,11 @@ def test_what_is_missing_is_said() -> None:
     fewer = [one for one in runs("fedprox") if (one.seed, one.site) not in {(1, "clinic-b")} and one.seed != 2]
     silent = row("fedavg", "clinic-a", 0.8, task="skin")
     blind = Row(**{**{name: getattr(silent, name) for name in silent.__struct_fields__}, "site": "b", "metrics": {}})
-    assert gaps(by_task([*ROWS, *fewer, silent, blind])) == [
-        "pneumonia: `fedprox` has no run of seed 2.",
+    alike = [one for one in runs("fedbn") if one.seed != 2]
+    assert gaps(by_task([*ROWS, *fewer, *alike, silent, blind])) == [
+        "pneumonia: `fedprox` and `fedbn` have no run of seed 2.",
         "pneumonia: `fedprox` has no row of clinic-b (seed 1).",
-        "skin: no run of `local`, `fedprox` and `fedhelp`.",
+        "skin: no run of `local`, `fedprox`, `fedbn` and `fedhelp`.",
         "skin: 1 of the 3 seeds that the intervals need to mean much.",
         "skin: 1 of the 2 rows of `fedavg` have no AUC.",
     ]

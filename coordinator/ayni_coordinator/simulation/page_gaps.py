@@ -30,10 +30,15 @@ def _gaps(evidence: TaskEvidence, methods: Sequence[str]) -> Iterator[str]:
         yield f"{task}: no run of {listed(absent)}."
     if len(evidence.seeds) < ENOUGH_SEEDS:
         yield f"{task}: {len(evidence.seeds)} of the {ENOUGH_SEEDS} seeds that the intervals need to mean much."
-    for method in in_page_order(row.method for row in evidence.rows):
-        without = [str(seed) for seed in evidence.seeds if seed not in evidence.seeds_of(method)]
-        if without:
-            yield f"{task}: {named(method)} has no run of seed {listed(without)}."
+    methods_there = in_page_order(row.method for row in evidence.rows)
+    without: dict[tuple[str, ...], list[str]] = {}  # methods by the seeds that they lack
+    for method in methods_there:
+        lacking = tuple(str(seed) for seed in evidence.seeds if seed not in evidence.seeds_of(method))
+        without.setdefault(lacking, []).append(named(method))
+    for seeds, lacks in without.items():
+        if seeds:
+            yield f"{task}: {listed(lacks)} {'has' if len(lacks) == 1 else 'have'} no run of seed {listed(seeds)}."
+    for method in methods_there:
         yield from _lost_sites(evidence, method)
 
 
