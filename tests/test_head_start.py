@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,10 +13,14 @@ from ayni.errors import UserError
 from ayni.jobs import Progress
 from ayni.learning import steps
 from ayni.learning.head_start import HeadStart, taught_weights
-from ayni.learning.networks import initial_weights, load_weights, seeded_network
+from ayni.learning.networks import initial_weights, load_weights, seeded_network, weights_of
 from ayni.learning.site_data import PublicImages
 from ayni.tensors import safe
-from ayni_coordinator.simulation.methods import ayni_head_start, ayni_head_start_fedavg
+from ayni_coordinator.simulation.averaging import digest
+from ayni_coordinator.simulation.method import Method, Setup
+from ayni_coordinator.simulation.methods import ayni_head_start, ayni_head_start_alone, ayni_head_start_fedavg
+from ayni_coordinator.simulation.methods.ayni_head_start import START_STEPS
+from ayni_coordinator.simulation.methods.fedhelp import with_settings
 from ayni_coordinator.simulation.training import first_weights
 from small_setups import small_public, small_setup, small_task, squares
 
@@ -95,18 +98,18 @@ def test_without_a_foundation_model_it_is_refused() -> None:
 def test_in_the_simulation_all_that_begin_so_begin_with_the_same() -> None:
     digests = set()
     for method in (ayni_head_start.METHOD, ayni_head_start_fedavg.METHOD):
-        setup = small_setup(SQUARES, method)
-        setup = dataclasses.replace(
-            setup,
-            task=msgspec.structs.replace(
-                setup.task, fedhelp=msgspec.structs.replace(setup.task.fedhelp, start_steps=3)
-            ),
-        )
-        model, broadcast = method.open(setup)
-        digests.add(
-            safe.digest(
-                {name: np.asarray(t, np.float32) for name, t in safe.decode(model.store.read(model.whole)).items()}
-            )
-        )
+        model, broadcast = method.open(quick_setup(method))
+        digests.add(digest(model))
         assert set(broadcast.to("clinic")) <= {"model", "public-set"}  # the answers do not travel
+    setup = quick_setup(ayni_head_start_alone.METHOD)
+    alone = ayni_head_start_alone.init(setup, setup.sites[0])  # a clinic
+    digests.add(safe.digest(weights_of(alone.network)))
     assert digests == {safe.digest(first_weights(setup))}
+    assert digests != {safe.digest(initial_weights(SQUARES))}
+
+
+def quick_setup(method: Method) -> Setup:
+    """With three steps in the place of the method's own, of which there are some."""
+    setup = small_setup(SQUARES, method)
+    assert setup.task.fedhelp.start_steps == START_STEPS
+    return dataclasses.replace(setup, task=with_settings(start_steps=3)(setup.task))
