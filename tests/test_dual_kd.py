@@ -1,4 +1,4 @@
-"""Dual distillation at one site: each fault of the published code that METHODS.md lists for a step is excluded here."""
+"""Dual distillation at one site: each known fault of public code in a step is excluded here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three graphs in ONNX Runtime against torch and against each other: METHODS, section 2, what must hold.
+"""The three graphs in ONNX Runtime against torch and against each other.
 
 A 2D U-Net, a 3D U-Net and a classifier, both precisions. Networks with random weights, experts that differ in every
 tensor and in how they normalise. E = 3 experts.

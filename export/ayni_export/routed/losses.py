@@ -3,7 +3,7 @@
 B = images, C = classes, S = structures, X = pixels or voxels (H x W, or D x H x W). Logits are [B, C] of classes
 (softmax) or [B, S, ...] of structures per pixel (each a Bernoulli variable by itself). Every term is a mean over images
 of something of the order of one: no term depends on the batch, and none is numerically nothing beside the others.
-METHODS: consistency and shape of IOP-FL (arXiv 2204.08467), entropy as in its release.
+Consistency and shape are those of IOP-FL (arXiv 2204.08467), entropy as in its release.
 """
 
 from __future__ import annotations

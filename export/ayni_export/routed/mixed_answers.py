@@ -2,7 +2,7 @@
 
 The experts lie in one basin, so their answers, mixed, are near those of their mixed weights; and how the entropy of
 mixed answers falls with the shares needs no step back through a network. What comes of it are shares to mix weights by,
-which the guard weighs up like any others. (METHODS: forward-only entropy merging, arXiv 2602.21372.)
+which the guard weighs up like any others. (After forward-only entropy merging, arXiv 2602.21372.)
 E = experts, L = layers, C = classes, S = structures, X = pixels or voxels. numpy only.
 """
 
