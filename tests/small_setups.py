@@ -87,7 +87,7 @@ def small_setup(task: Task, method: Method | None = None) -> Setup:
     sites = tuple(
         _small_site(name, role, num, task, number) for number, (name, (role, num)) in enumerate(SITES.items())
     )
-    public = small_public(task)
+    public = small_public(task, labelled=method is not None and method.labelled)
     centre = small_centre(task, public.images.normalise) if taught else None
     return Setup(task, sites, public, dict(method.settings) if method else {}, centre)
 
@@ -107,9 +107,9 @@ def small_centre(task: Task, normalise: Normaliser) -> Centre:
     return Centre(repository, TeacherModel(network, normalise), b"the teacher", Path(tempfile.mkdtemp()))
 
 
-def small_public(task: Task) -> Public:
+def small_public(task: Task, *, labelled: bool = False) -> Public:
     """Six images, and a teacher of three classes (or one kind of map) that says something about them."""
-    pixels_PHWC, _ = squares(NUM_PUBLIC, task.kind, 99)
+    pixels_PHWC, truth = squares(NUM_PUBLIC, task.kind, 99)
     info = ImageSetInfo(name="squares", licence="CC0", shape=(NUM_PUBLIC, SIDE, SIDE, 1))
     artefact = encode_image_set(ImageSet(info, pixels_PHWC))
     sha256 = hashlib.sha256(artefact).hexdigest()
@@ -121,4 +121,5 @@ def small_public(task: Task) -> Public:
     )  # fmt: skip
     logits = np.random.default_rng(5).normal(size=shape).astype(np.float32)
     targets = Targets(told, logits)
-    return Public(artefact, public_images(pixels_PHWC, sha256, task, targets, None), targets, encode_targets(targets))
+    images = public_images(pixels_PHWC, sha256, task, targets, None, truth=truth if labelled else None)
+    return Public(artefact, images, targets, encode_targets(targets))

@@ -21,10 +21,12 @@ from ayni_coordinator.simulation.training import small_network
 from small_setups import NUM_PUBLIC, SITES, small_setup, small_task
 
 KINDS = ["classification", "segmentation"]
-ONE_SIZE = {"fedavg", "ayni_head_start_fedavg", "fedprox", "fedbn", "mean_teacher", "fixmatch", "pseudo_label"} | {
-    name for name in known_methods() if method_named(name).taught
+ONE_SIZE = {
+    *("fedavg", "ayni_head_start_fedavg", "ayni_labelled_start_fedavg", "fedprox", "fedbn"),
+    *("mean_teacher", "fixmatch", "pseudo_label"),
+    *(name for name in known_methods() if method_named(name).taught),
 }
-SILENT = {"local", "ayni_head_start_alone", "ayni_targets"}  # there a clinic sends nothing
+SILENT = {"local", "ayni_head_start_alone", "ayni_labelled_start_alone", "ayni_targets"}  # there a clinic sends nothing
 WITHOUT_WEIGHTS = {*SILENT, "pooled", "fedmd", "fedproto", "fedtgp"}
 
 

@@ -31,10 +31,26 @@ def test_a_change_that_cannot_be_says_why(change: str, words: str) -> None:
         read_task(TASK_FILE, [change])
 
 
-def test_first_weights_are_taught_by_a_foundation_model_or_not_at_all() -> None:
-    assert read_task(TASK_FILE, ["fedhelp.start_steps=9"]).fedhelp.start_steps == 9
-    with pytest.raises(UserError, match=r"Set guidance\.source, or start_steps to 0"):
-        read_task(TASK_FILE, ["fedhelp.start_steps=9", "guidance.source=none"])
+STEPS, NO_MODEL, LABELLED = "fedhelp.start_steps=9", "guidance.source=none", "public_set_labelled=true"
+
+
+def test_first_weights_are_taught_by_a_foundation_model_or_by_labels() -> None:
+    assert read_task(TASK_FILE, [STEPS]).fedhelp.start_steps == 9
+    assert read_task(TASK_FILE, [STEPS, NO_MODEL, LABELLED]).public_set_labelled
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([STEPS, NO_MODEL], r"Set guidance\.source or public_set_labelled, or start_steps to 0"),
+        ([LABELLED], r"Set fedhelp\.start_steps, or public_set_labelled to false"),
+        ([STEPS, NO_MODEL, LABELLED, "public_set="], "needs a public_set"),
+        ([STEPS, NO_MODEL, LABELLED, "dual_kd.feature_weight=0"], r"Set dual_kd\.start_steps"),
+    ],
+)
+def test_first_weights_that_nobody_or_two_would_teach_are_refused(changes: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_task(TASK_FILE, changes)
 
 
 def test_what_sites_get_names_no_path_and_no_address_of_the_coordinator() -> None:

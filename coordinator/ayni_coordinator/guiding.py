@@ -1,5 +1,5 @@
 """The one-time guidance becomes an artefact like any other: asked once, stored, signed, listed. First weights may learn
-from it before they are."""
+from it, and from the labels of public images, before they are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 from ayni.errors import UserError
 from ayni.tensors.image_set import ImageSet, decode_image_set
-from ayni.tensors.safe import Floats
+from ayni.tensors.safe import Floats, decode
 from ayni_coordinator.database import note, transaction
 from ayni_coordinator.first_model import begin_with
-from ayni_coordinator.home import CoordinatorHome, add_artefact, find_artefact, publish
+from ayni_coordinator.home import TRUTH_FILE, CoordinatorHome, add_artefact, find_artefact, publish
 
 OnProgress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -21,7 +21,7 @@ def add_guidance(home: CoordinatorHome, on_progress: OnProgress) -> str:
     from ayni_coordinator.guidance.ask import guide
 
     if home.task.guidance.source == "none":
-        return "The task names no foundation model; clinics learn without its guidance."
+        return _guided_by_labels(home, on_progress)
     with transaction(home.engine) as session:
         public_set, known = find_artefact(session, "public-set"), find_artefact(session, "targets", "guidance")
     if known:
@@ -35,24 +35,41 @@ def add_guidance(home: CoordinatorHome, on_progress: OnProgress) -> str:
     return publish_guidance(home, images, public_set.sha256, targets, on_progress)
 
 
-def publish_guidance(
-    home: CoordinatorHome, images: ImageSet, image_set: str, targets: bytes, on_progress: OnProgress
-) -> str:
-    """List encoded targets of the public set `images` with the SHA-256 `image_set`, and the first weights that learnt
-    from them, if the task wants such: both or neither. Returns what to tell."""
-    first = _first_weights(home, images, image_set, targets, on_progress)
+def _guided_by_labels(home: CoordinatorHome, on_progress: OnProgress) -> str:
+    """Where there is no foundation model: first weights that learn from the labels of public images alone."""
+    if not home.task.public_set_labelled:
+        return "The task names no foundation model; clinics learn without its guidance."
+    if not (home.folder / TRUTH_FILE).exists():
+        return "First weights have learnt from the public images already; nothing was done."
     with transaction(home.engine) as session:
-        add_artefact(home, session, "targets", "guidance", 0, targets)
+        public_set = find_artefact(session, "public-set")
+    assert public_set is not None  # a task with labels of a set has the set
+    images = decode_image_set(home.store.read(public_set.sha256))
+    return publish_guidance(home, images, public_set.sha256, None, on_progress)
+
+
+def publish_guidance(
+    home: CoordinatorHome, images: ImageSet, image_set: str, targets: bytes | None, on_progress: OnProgress
+) -> str:
+    """List encoded targets, if there are any, of the public set `images` with the SHA-256 `image_set`, and the first
+    weights that learnt, if the task wants such: both or neither. Returns what to tell."""
+    first = _first_weights(home, images, image_set, targets, on_progress)
+    num_images, told = images.info.shape[0], []
+    with transaction(home.engine) as session:
+        if targets is not None:
+            add_artefact(home, session, "targets", "guidance", 0, targets)
+            told.append(f"the foundation model answered once on {num_images} public images")
         if first:
             begin_with(home, session, first)
-        version = publish(home, session, time.time())
-        told = f"the foundation model answered once on {images.info.shape[0]} public images; manifest {version}"
-        note(session, time.time(), "coordinator", told)
-    return told[0].upper() + told[1:] + "."
+            told.append(f"first weights have learnt for {home.task.fedhelp.start_steps} steps")
+        told.append(f"manifest {publish(home, session, time.time())}")
+        note(session, time.time(), "coordinator", "; ".join(told))
+    (home.folder / TRUTH_FILE).unlink(missing_ok=True)  # nothing is left to be learnt
+    return told[0][0].upper() + "; ".join(told)[1:] + "."
 
 
 def _first_weights(
-    home: CoordinatorHome, images: ImageSet, image_set: str, targets: bytes, on_progress: OnProgress
+    home: CoordinatorHome, images: ImageSet, image_set: str, targets: bytes | None, on_progress: OnProgress
 ) -> Mapping[str, Floats] | None:
     """Of the small network after `fedhelp.start_steps` here; None for none. What is killed goes on where it was."""
     num_steps = home.task.fedhelp.start_steps
@@ -63,7 +80,9 @@ def _first_weights(
     from ayni.tensors.targets import decode_targets
 
     checkpoint = home.folder / "start-checkpoint.safetensors"
-    public = public_images(images.pixels_NHWC, image_set, home.task, decode_targets(targets), None)
+    truth = decode((home.folder / TRUTH_FILE).read_bytes())["truth"] if home.task.public_set_labelled else None
+    guidance = decode_targets(targets) if targets is not None else None
+    public = public_images(images.pixels_NHWC, image_set, home.task, guidance, None, truth=truth)
     weights = taught_weights(
         public, home.task, num_steps, checkpoint=checkpoint,
         tell=lambda progress: on_progress(progress.what, progress.step, progress.num_steps),
@@ -73,9 +92,14 @@ def _first_weights(
 
 
 def check_guided(home: CoordinatorHome) -> None:
-    """Rounds must not start without the guidance that the task promises."""
+    """Rounds must not start without the guidance, and the first weights, that the task promises."""
     with transaction(home.engine) as session:
         known = find_artefact(session, "targets", "guidance")
+    if (home.folder / TRUTH_FILE).exists():
+        raise UserError(
+            f"first weights have not learnt from the public images yet. Run `ayni coordinator guide {home.folder}` "
+            "first; it goes on where it stopped."
+        )
     if home.task.guidance.source != "none" and known is None:
         raise UserError(
             f"the foundation model has not answered yet. Run `ayni coordinator guide {home.folder}` first; "

@@ -19,13 +19,15 @@ from ayni.invitation import check_endpoint
 from ayni.keys import SiteKeys
 from ayni.task import Task
 from ayni.tensors.image_set import ImageSet
+from ayni.tensors.safe import Array, encode
 from ayni_coordinator.database import ArtefactRow, ManifestRow, RoundRow, note, open_database, transaction
 from ayni_coordinator.guidance.source import check_source
-from ayni_coordinator.public_set import load_public_set
+from ayni_coordinator.public_set import load_labelled_public_set, load_public_set
 from ayni_coordinator.store import ArtefactStore
 
 CONFIG_FILE = "coordinator.toml"
 TASK_FILE = "task.json"
+TRUTH_FILE = "public-truth.safetensors"  # of a labelled public set; there until first weights have learnt it
 MANIFEST_VALID_S = 90 * 86_400
 
 
@@ -95,13 +97,15 @@ def create_home(
         raise UserError("the foundation models look at pictures, not at volumes. Set guidance.source to none.")
     check_source(task.guidance, task.kind)
     task = _with_patch(task)
-    public_set = load_public_set(Path(task.public_set), task) if task.public_set else None
+    public_set, truth = _public_set(task)
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         write_atomic(aside / CONFIG_FILE, config.to_toml())
         write_atomic(aside / TASK_FILE, task.to_json())
+        if truth is not None:
+            write_atomic(aside / TRUTH_FILE, encode({"truth": truth}))
         SiteKeys.load_or_create(aside)
         home = CoordinatorHome.open(aside)
         _fill(home, public_set, time.time())
@@ -111,6 +115,15 @@ def create_home(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return CoordinatorHome.open(folder)
+
+
+def _public_set(task: Task) -> tuple[ImageSet | None, Array | None]:
+    """The images, and the truth of the first of them, where the task says that there is one."""
+    if not task.public_set:
+        return None, None
+    if task.public_set_labelled:
+        return load_labelled_public_set(Path(task.public_set), task)
+    return load_public_set(Path(task.public_set), task), None
 
 
 def _with_patch(task: Task) -> Task:

@@ -1,4 +1,5 @@
-"""The public image set from a folder of images (or volumes) or a .npz file. Labels, if any, are left behind."""
+"""The public image set from a folder of images (or volumes) or a .npz file. Labels, if any, are left behind, but for
+those of a set that the task calls labelled."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ import numpy as np
 
 from ayni.data.eight_bits import Pixels
 from ayni.data.images import IMAGE_SUFFIXES, prepare, read_image
+from ayni.data.masks import load_segmented
 from ayni.data.npz import read_npz_images
 from ayni.data.pairs import is_series
+from ayni.data.read import load_images
 from ayni.data.seen import seen_array, seen_file
 from ayni.errors import UserError
 from ayni.task import ImageSettings, Task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
+from ayni.tensors.safe import Array
 
 OTHER_SIZE = "Set image.resize in the task, or scale the images."
 
@@ -40,7 +44,24 @@ def load_public_set(path: Path, task: Task) -> ImageSet:
             f"the public set {path} holds no image. Give a folder with PNG, JPEG, .npy, NIfTI or DICOM files, or a "
             ".npz file with an array `images`."
         )
-    pixels_NHWC = np.stack(pixels)
+    return _image_set(np.stack(pixels), path, task)
+
+
+def load_labelled_public_set(path: Path, task: Task) -> tuple[ImageSet, Array]:
+    """A set that is laid out as a site's data, and the class numbers [L] or masks [L, S, (D,) H, W] of its first L
+    images, those whose truth is known; the others follow. Raises DataError (with the file's name) for what will not do.
+    """
+    truth: Array
+    if task.kind == "segmentation":
+        outlined = load_segmented(path, task.image, task.classes, unlabelled=True)
+        pixels, truth, others = outlined.pixels_NHWC, outlined.masks_NSHW, outlined.unlabelled
+    else:
+        labelled = load_images(path, task.image, task.classes, unlabelled=True)
+        pixels, truth, others = labelled.pixels_NHWC, labelled.labels_N, labelled.unlabelled
+    return _image_set(np.concatenate([pixels, others]) if len(others) else pixels, path, task), truth
+
+
+def _image_set(pixels_NHWC: Pixels, path: Path, task: Task) -> ImageSet:
     info = ImageSetInfo(name=path.stem, licence=task.public_set_licence, shape=pixels_NHWC.shape)
     return ImageSet(info, pixels_NHWC)
 

@@ -131,9 +131,10 @@ class TrainingSettings(_Settings, frozen=True, kw_only=True):
 class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     """Weights of the distillation terms (FedHelp, arXiv 2412.19654; reference values are the defaults).
 
-    With `start_steps`, which is not the paper's, the centre first trains the small network for so many on what the
-    foundation model said of the public images, and round 1 begins with that; it costs no byte. Where outlines are the
-    task's own structures, clinics then need no guidance in the rounds: `guidance_weight` 0.
+    With `start_steps`, which is not the paper's, the centre first trains the small network for so many on the public
+    images, by their labels (`public_set_labelled`) and by what the foundation model said of them, and round 1 begins
+    with that; it costs no byte. Where outlines are the task's own structures, clinics then need no guidance in the
+    rounds: `guidance_weight` 0.
     """
 
     temperature: PositiveFloat = 1.0
@@ -234,6 +235,9 @@ class GuidanceSettings(_Settings, frozen=True, kw_only=True):
 class Task(_Settings, frozen=True, kw_only=True):
     """One task of one federation. `public_set` and `guidance.model` are the coordinator's; sites get them blank.
 
+    A `public_set_labelled` is laid out as a site's data are; its labels (or masks) teach the first weights, where
+    `fedhelp.start_steps` says so, and stay at the coordinator.
+
     `classes` are what an image can be (classification, one of at least two), or the structures that are outlined in it
     (segmentation, at least one; each pixel belongs to any number of them).
     """
@@ -246,6 +250,7 @@ class Task(_Settings, frozen=True, kw_only=True):
     training: TrainingSettings
     public_set: str = ""
     public_set_licence: str = ""
+    public_set_labelled: bool = False
     intended_use: str = "Research and triage support. Not for primary diagnosis."
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     networks: NetworkSettings = NetworkSettings()
@@ -339,10 +344,19 @@ def _check_sense(task: Task, path: Path) -> None:
         raise UserError(f"{path}: {error}") from None
     if task.guidance.source != "none" and not task.public_set:
         raise UserError(f"{path}: guidance needs a public_set: the foundation model sees nothing else.")
-    if task.fedhelp.start_steps and task.guidance.source == "none":
+    if task.public_set_labelled and not task.public_set:
+        raise UserError(f"{path}: public_set_labelled needs a public_set, whose labels they are.")
+    if task.public_set_labelled and not task.fedhelp.start_steps:
         raise UserError(
-            f"{path}: fedhelp.start_steps lets a foundation model teach the first weights. Set guidance.source, or "
-            "start_steps to 0."
+            f"{path}: labels of the public set teach the first weights, and nothing else. Set fedhelp.start_steps, or "
+            "public_set_labelled to false."
+        )
+    if task.fedhelp.start_steps and task.dual_kd:
+        raise UserError(f"{path}: with [dual_kd] its teacher teaches the first weights. Set dual_kd.start_steps.")
+    if task.fedhelp.start_steps and task.guidance.source == "none" and not task.public_set_labelled:
+        raise UserError(
+            f"{path}: fedhelp.start_steps lets a foundation model, or labels of the public set, teach the first "
+            "weights. Set guidance.source or public_set_labelled, or start_steps to 0."
         )
 
 

@@ -124,7 +124,8 @@ class Method:
     coordinator's next state and what goes down, from the sites' messages in the order of their names; after the last
     round the sites get that too. Of `candidates` the first diagnoses, unless another is better on the site's
     held-out images by more than chance. `public` is the set that the method wants, `guided` whether it wants the
-    foundation model's answers on it, `taught` whether it wants the centre's teacher. What a method is called on the
+    foundation model's answers on it, `labelled` whether its truth, which only the centre has, `taught` whether it wants
+    the centre's teacher. What a method is called on the
     page, and its paper, stand in methods.toml.
     """
 
@@ -136,6 +137,7 @@ class Method:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     public: Literal["in-domain", "out-of-domain"] = "in-domain"
     guided: bool = False
+    labelled: bool = False
     taught: bool = False
     change_task: Callable[[Task], Task] = lambda task: task
 

@@ -30,7 +30,8 @@ def load_public(collection: Collection, plan: PublicPlan, task: Task, data: Path
 
     Raises UserError if the task names no out-of-domain set and one is wanted.
     """
-    own_PHWK = collection.pixels_NHWK[public_indices(collection, plan)]
+    mine = public_indices(collection, plan)
+    own_PHWK, truth = collection.pixels_NHWK[mine], collection.truth[mine] if method.labelled else None
     if method.public == "in-domain":
         name, pixels_PHWK = task.name, own_PHWK
     else:
@@ -43,7 +44,7 @@ def load_public(collection: Collection, plan: PublicPlan, task: Task, data: Path
     sha256 = hashlib.sha256(artefact).hexdigest()
     answered = _answers(images, sha256, task, data) if method.guided and task.guidance.source != "none" else b""
     guidance = decode_targets(answered) if answered else None
-    public = public_images(pixels_PHWK, sha256, task, guidance, None)
+    public = public_images(pixels_PHWK, sha256, task, guidance, None, truth=truth)
     public = dataclasses.replace(public, normalise=Normaliser.of(own_PHWK))
     return Public(artefact, public, guidance, answered)
 

@@ -52,13 +52,14 @@ class OwnImages:
 @dataclass(frozen=True)
 class PublicImages:
     """P public images, 8-bit [P, C, H, W], and what teachers answered: logits [P, G] and [P, classes], or maps
-    [P, ., H, W] of them."""
+    [P, ., H, W] of them; and at the centre the truth of the first L of them, as in OwnImages."""
 
     pixels_PCHW: Tensor
     guidance: Tensor | None
     consensus: Tensor | None
     normalise: Normaliser
     sha256: str
+    truth: Tensor | None = None
 
 
 def held_out(labels_N: npt.NDArray[np.int64], fraction: float, *, seed: int) -> npt.NDArray[np.bool_]:
@@ -136,7 +137,13 @@ def _read(path: str | None) -> Targets | None:
 
 
 def public_images(
-    pixels_PHWC: Pixels, sha256: str, task: Task, guidance: Targets | None, consensus: Targets | None
+    pixels_PHWC: Pixels,
+    sha256: str,
+    task: Task,
+    guidance: Targets | None,
+    consensus: Targets | None,
+    *,
+    truth: npt.NDArray[np.generic] | None = None,
 ) -> PublicImages:
     """The set whose artefact has this SHA-256, and what teachers said of it. Raises IntegrityError."""
     return PublicImages(
@@ -145,6 +152,7 @@ def public_images(
         consensus=_answers_of(consensus, sha256, len(pixels_PHWC), task, task.classes),
         normalise=Normaliser.of(pixels_PHWC),
         sha256=sha256,
+        truth=None if truth is None else torch.from_numpy(truth.copy()),
     )
 
 
