@@ -44,20 +44,19 @@ def test_both_the_images_and_the_features_must_be_near() -> None:
     shares /= shares.sum()
     trust = np.exp(-(shares @ [0.08, 0, 0.005]) / 0.1)
     weights_E = start_weights([None, here, here, here], [None, like_images, like_features, like_both], PLACES)
-    assert weights_E == pytest.approx([1 - trust, *(trust * shares)], abs=1e-3)
+    assert weights_E == pytest.approx((1 - trust) / 4 + np.array([0, *(trust * shares)]), abs=1e-3)
 
 
-def test_where_no_site_is_near_the_global_model_speaks() -> None:
-    weights_E = start_weights([None, moments(0)], [None, moments(2)], PLACES)
-    assert weights_E[0] > 0.999
-    assert weights_E.sum() == pytest.approx(1)
+def test_where_no_site_is_near_all_speak_alike() -> None:
+    weights_E = start_weights([None, moments(0), moments(0)], [None, moments(2), moments(2.5)], PLACES)
+    assert weights_E == pytest.approx([1 / 3] * 3, abs=1e-3)  # 2 nats away and more: exp(-2 / .1) is nothing
 
 
-def test_who_gave_no_statistics_gets_nothing_and_without_any_the_global_model_gets_all() -> None:
+def test_who_gave_no_statistics_shares_in_the_rest_and_without_any_the_global_model_gets_all() -> None:
     here = [None, moments(0), None, moments(0)]
     weights_E = start_weights(here, [None, moments(0), None, moments(0.2)], PLACES)
-    assert weights_E[2] == 0
-    assert weights_E[1] > weights_E[3] > 0
+    assert weights_E[0] == weights_E[2]
+    assert weights_E[1] > weights_E[3] > weights_E[2] > 0
     assert weights_E.sum() == pytest.approx(1)
     assert start_weights([None, None], [None, None], PLACES).tolist() == [1, 0]
 

@@ -136,21 +136,38 @@ def test_data_are_a_folder_or_an_npz_file_and_missing_ones_are_said_with_what_br
     check_data(tmp_path / "other", experiment.parts)
 
 
-@pytest.mark.parametrize("group", ["nowhere", "here"])
-def test_a_group_to_leave_out_must_be_one_of_the_sites_and_that_is_said_before_anything_is_trained(
-    tmp_path: Path, group: str
-) -> None:
-    task = Path(__file__).parents[1] / "examples/evidence/nuclei.toml"
-    text = f"""
+UNSEEN = """
 methods = ["local"]
 seeds = [0]
 [[tasks]]
 task = "{task}"
 data = "nuclei"
-leave_out = {{ groups = ["{group}"] }}
+leave_out = {{ groups = ["{group}"]{more} }}
 [tasks.sites]
 here = {{ role = "clinic", group = "there" }}
 """
-    (tmp_path / "unseen.toml").write_text(text)
+
+
+def left_out(folder: Path, group: str, more: str = "") -> Experiment:
+    task = Path(__file__).parents[1] / "examples/evidence/nuclei.toml"
+    (folder / "unseen.toml").write_text(UNSEEN.format(task=task, group=group, more=more))
+    return read_experiment(folder / "unseen.toml")
+
+
+@pytest.mark.parametrize("group", ["nowhere", "here"])
+def test_a_group_to_leave_out_must_be_one_of_the_sites_and_that_is_said_before_anything_is_trained(
+    tmp_path: Path, group: str
+) -> None:
     with pytest.raises(UserError, match=f"leaves out the group '{group}'; it must be a group of its sites .*there"):
-        read_experiment(tmp_path / "unseen.toml")
+        left_out(tmp_path, group)
+
+
+def test_what_is_left_out_may_have_seeds_of_its_own(tmp_path: Path) -> None:
+    def names(more: str) -> list[str]:
+        return [job.name for job in jobs(left_out(tmp_path, "there", more))]
+
+    local = "local on nuclei, seed 0"
+    assert names("") == [local, "unseen on nuclei without there, seed 0"]
+    assert names(", seeds = [4, 5]") == [local, *(f"unseen on nuclei without there, seed {seed}" for seed in (4, 5))]
+    with pytest.raises(UserError, match="seed 4 is there 2 times"):
+        left_out(tmp_path, "there", ", seeds = [4, 4]")

@@ -26,14 +26,16 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Settings are closed: a mistyped name is an error, not a silent default."""
 
 
-class LeaveOut(_Settings, frozen=True, kw_only=True):
+class LeaveOut(_Settings, frozen=True, kw_only=True, omit_defaults=True):
     """Groups of sites that are left out in turn: `method` federates the others, each of which then takes `steps` from
-    the global model as an expert, and the group's images are one unseen site's (`num_labelled` of them with labels)."""
+    the global model as an expert, and the group's images are one unseen site's (`num_labelled` of them with labels).
+    `seeds` are in place of the experiment's."""
 
     groups: Annotated[tuple[str, ...], Meta(min_length=1)]
     method: str = "fedhelp_no_guidance"
     steps: Annotated[int, Meta(ge=1, le=100_000)] = 64
     num_labelled: Annotated[int, Meta(ge=4, le=1000)] = 8
+    seeds: tuple[Seed, ...] = ()
 
 
 class PersonalSweep(_Settings, frozen=True, kw_only=True):
@@ -142,6 +144,8 @@ def read_experiment(path: Path, methods: Sequence[str] | None = None) -> Experim
     for methods_there, seeds in [(file.methods, file.seeds), *((entry.methods, entry.seeds) for entry in file.tasks)]:
         _check_distinct(path, "method", methods_there)
         _check_distinct(path, "seed", seeds)
+    for study in (entry.leave_out for entry in file.tasks):
+        _check_distinct(path, "seed", study.seeds if study else ())
     _check_distinct(path, "task named", [part.task.name for part in parts])
     methods_in_order = tuple(dict.fromkeys((*file.methods, *of_tasks)))
     return Experiment(path, methods_in_order, file.seeds, parts, file.tuning)

@@ -55,7 +55,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 def jobs_of(experiment: Experiment, data_folder: Path) -> list[Job]:
     """All of them, seed by seed: whoever stops early has whole seeds."""
-    seeds = dict.fromkeys([*experiment.seeds, *(seed for part in experiment.parts for seed in part.entry.seeds)])
+    entries = [part.entry for part in experiment.parts]
+    of_tasks = [seed for entry in entries for seed in entry.seeds]
+    of_studies = [seed for entry in entries if entry.leave_out for seed in entry.leave_out.seeds]
+    seeds = dict.fromkeys([*experiment.seeds, *of_tasks, *of_studies])
     return [
         job
         for seed in seeds
@@ -75,11 +78,10 @@ def _methods(experiment: Experiment, part: TaskPart, seed: int) -> tuple[str, ..
 
 
 def _studies(experiment: Experiment, part: TaskPart, seed: int) -> list[tuple[str, str]]:
-    """With the experiment's seeds: personal models, and each group that is left out."""
-    if seed not in experiment.seeds:
-        return []
-    groups = part.entry.leave_out.groups if part.entry.leave_out else ()
-    return [(PERSONAL, "")] * (part.entry.personal is not None) + [(UNSEEN, group) for group in groups]
+    """Personal models, with the experiment's seeds, and each group that is left out, with its own or these."""
+    personal, plan = part.entry.personal is not None and seed in experiment.seeds, part.entry.leave_out
+    groups = plan.groups if plan and seed in (plan.seeds or experiment.seeds) else ()
+    return [(PERSONAL, "")] * personal + [(UNSEEN, group) for group in groups]
 
 
 def trials_of(experiment: Experiment, data_folder: Path) -> list[Job]:
@@ -125,7 +127,7 @@ def _check_there(what: str, wanted: Collection[str] | Collection[int], there: Se
 def _job(experiment: Experiment, part: TaskPart, method: str, seed: int, data_folder: Path, left_out: str = "") -> Job:
     settings = {method: part.entry.settings[method]} if method in part.entry.settings else {}
     plan = part.entry.leave_out
-    leave_out = msgspec.structs.replace(plan, groups=(left_out,)) if plan and left_out else None
+    leave_out = msgspec.structs.replace(plan, groups=(left_out,), seeds=()) if plan and left_out else None
     personal = part.entry.personal if method == PERSONAL else None
     entry = msgspec.structs.replace(
         part.entry, settings=settings, leave_out=leave_out, personal=personal, methods=(), seeds=()

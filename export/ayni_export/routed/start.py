@@ -2,8 +2,8 @@
 
 Two places are compared: the images themselves (brightness, contrast), and the features that the global network's head
 sees. Both must be near: an expert of a like scanner for another structure is no help, nor is the reverse. Where no
-site's features are near, the global model keeps its say. The constants were settled by leaving sites out, on
-other seeds than those of docs/results.md.
+site's features are near, all experts speak alike: their mean varies less than any of them. The constants were settled
+by leaving sites out, on other seeds than those of docs/results.md.
 
 E = experts (0 is the global model), F = channels of the statistics (row 0: means, row 1: variances). numpy only.
 """
@@ -20,7 +20,7 @@ from ayni.tensors.safe import Floats
 LEAST_VARIANCE = 1e-4
 NOISE = 0.02  # nats: two sites nearer than that are equally near
 POWER = 2.0  # a site twice as far in one place gets a quarter of the weight
-TRUST = 0.1  # nats between features: an expert that far away gets 1/e of its weight, the global model the rest
+TRUST = 0.1  # nats between features: an expert that far away gets 1/e of its weight, all alike the rest
 
 
 class Places(NamedTuple):
@@ -65,21 +65,22 @@ def start_weights(
     trust: float = TRUST,
 ) -> Floats:
     """[E] on the simplex. `here`: [2, F] of the worklist, as each expert's site would have seen it; `there`: of that
-    site's training images. An expert without (None) gets nothing; if none has any, the global model gets all.
+    site's training images. What is not given to near sites is shared by all, the global model and those without
+    statistics (None) among them; if there are none of any site, the global model gets all.
 
     >>> at = [np.array([[mean], [1.0]], np.float32) for mean in (0.0, 0.2)]
-    >>> start_weights([None, at[0], at[0]], [None, *at], Places(1, 1)).round(2).tolist()  # .02 nats: 4 * 4 to 1
-    [0.009999999776482582, 0.9300000071525574, 0.05999999865889549]
+    >>> start_weights([None, at[0], at[0]], [None, *at], Places(1, 1)).round(3).tolist()  # .02 nats: 4 * 4 to 1
+    [0.004000000189989805, 0.9340000152587891, 0.06199999898672104]
     """
     known = [i for i in range(len(here)) if here[i] is not None and there[i] is not None]
-    weights_E = np.zeros(len(here), np.float64)
-    weights_E[0] = 1
     if not known:
-        return weights_E.astype(np.float32)
+        return np.array([1.0] + [0.0] * (len(here) - 1), np.float32)
+    weights_E = np.zeros(len(here), np.float64)
     apart = np.array([distances(here[i], there[i], places) for i in known])  # type: ignore[arg-type]
     near = -power * np.log(apart + NOISE).sum(axis=1)
     shares = np.exp(near - near.max())
     shares /= shares.sum()
-    weights_E[known] = np.exp(-float(shares @ apart[:, 1]) / trust) * shares
-    weights_E[0] += 1 - weights_E.sum()
+    trusted = np.exp(-float(shares @ apart[:, 1]) / trust)
+    weights_E[known] = trusted * shares
+    weights_E += (1 - trusted) / len(here)
     return np.asarray(np.clip(weights_E, 0, 1), np.float32)
