@@ -11,6 +11,7 @@ import pytest
 from ayni.tensors.safe import Floats
 from ayni_export.routed.adapt import Ask, Comparison, Setting, candidates, choose, only_global, shared
 from ayni_export.routed.guard import Limits, answers_of, brief, refusals
+from ayni_export.routed.mixed_answers import gradient_of_mixed_answers
 from ayni_export.routed.refine import Pixels, refined
 from ayni_export.routed.start import Places, distance, start_weights
 from ayni_export.routed.words import who_spoke
@@ -73,18 +74,44 @@ def linear(slopes_E: list[float]) -> Callable[[Pixels, Floats], tuple[float, Flo
 
 def test_no_steps_give_the_start_itself_bit_for_bit() -> None:
     start_E = np.array([0.1, 0.7, 0.2], np.float32)
-    refined_E, refinement = refined(IMAGES, start_E, linear([1, -1, 0]), NUM_LAYERS, num_steps=0)
-    assert refined_E is start_E
+    refined_LE, refinement = refined(IMAGES, start_E, linear([1, -1, 0]), NUM_LAYERS, num_steps=0)
+    assert np.array_equal(refined_LE, shared(start_E, NUM_LAYERS))
     assert refinement.num_steps == 0
 
 
 def test_the_first_step_of_adam_goes_by_the_sign_of_each_slope() -> None:
     start_E = np.full(3, 1 / 3, np.float32)
-    refined_E, refinement = refined(IMAGES[:1], start_E, linear([1, -1, 0]), NUM_LAYERS)
+    refined_LE, refinement = refined(IMAGES[:1], start_E, linear([1, -1, 0]), NUM_LAYERS)
     # logits move by -.2 / (1 + .001), +.2 / (1 + .001), 0
     powers = np.exp(np.array([-0.2, 0.2, 0]) / 1.001)
-    assert refined_E == pytest.approx(powers / powers.sum(), abs=1e-6)
-    assert refinement.num_steps == 1  # one image, one step
+    assert refined_LE == pytest.approx(np.array([powers / powers.sum()] * NUM_LAYERS), abs=1e-6)
+    assert (refinement.num_steps, refinement.num_own) == (1, 0)  # one image, one step
+
+
+def test_a_long_worklist_gives_every_layer_a_row_of_its_own() -> None:
+    def gradient(image_hwK: Pixels, logits_LE: Floats) -> tuple[float, Floats]:
+        slope_LE = np.zeros_like(logits_LE)
+        slope_LE[0] = [1, -1]  # only the first layer pulls
+        return 0.0, slope_LE
+
+    for num_images, num_own in ((31, 0), (32, 1)):
+        images = [np.zeros((4, 4, 1), np.uint8)] * num_images
+        refined_LE, refinement = refined(images, np.full(2, 0.5, np.float32), gradient, 3, num_steps=1)
+        assert (refinement.num_steps, refinement.num_own) == (1 + num_own, num_own)
+        # all move together once, by -.2 / (1 + .001) and +.2 / (1 + .001); then the first layer does so by itself
+        steps_L = np.array([1 + num_own, 1, 1])
+        first_L = 1 / (1 + np.exp(2 * 0.2 / 1.001 * steps_L))
+        assert refined_LE == pytest.approx(np.stack([first_L, 1 - first_L], axis=1), abs=1e-6)
+
+
+def test_answers_have_no_layers_so_their_rows_stay_alike() -> None:
+    answers = [np.array([[2.0, -1.0]]), np.array([[1.0, 3.0]])]  # one structure in two places
+    gradient = gradient_of_mixed_answers(lambda image_hwK, expert: answers[expert], 2)
+    images = [np.zeros((4, 4, 1), np.uint8)] * 32
+    refined_LE, refinement = refined(images, np.full(2, 0.5, np.float32), gradient, NUM_LAYERS)
+    assert refinement.num_own > 0
+    assert np.array_equal(refined_LE, shared(refined_LE[0], NUM_LAYERS))
+    assert refined_LE[0, 0] != pytest.approx(0.5, abs=0.01)
 
 
 def test_the_same_images_give_the_same_steps_whatever_was_refined_before() -> None:

@@ -174,16 +174,16 @@ def test_no_steps_are_the_start_model_and_one_step_is_another(kind: str) -> None
         loss, slope_LE = session.run(["loss", "gradient"], given)
         return float(loss), slope_LE
 
-    def logits_of(weights_E: Any) -> Any:
-        return ask(m.plain, folded(m.arrays, shared(weights_E, len(layers)), layers), pixels(kind))[0]
+    def logits_of(routing_LE: Any) -> Any:
+        return ask(m.plain, folded(m.arrays, routing_LE, layers), pixels(kind))[0]
 
     start_E = np.array([0.2, 0.5, 0.3], np.float32)
     seen = list(np.moveaxis(pixels(kind, 4)[3:], 1, -1))
-    unmoved_E, _ = refined(seen, start_E, gradient, len(layers), num_steps=0)
-    moved_E, refinement = refined(seen, start_E, gradient, len(layers), num_steps=1)
-    assert np.array_equal(logits_of(unmoved_E), logits_of(start_E))
+    unmoved_LE, _ = refined(seen, start_E, gradient, len(layers), num_steps=0)
+    moved_LE, refinement = refined(seen, start_E, gradient, len(layers), num_steps=1)
+    assert np.array_equal(logits_of(unmoved_LE), logits_of(shared(start_E, len(layers))))
     assert refinement.num_steps == 1
-    assert np.abs(logits_of(moved_E) - logits_of(start_E)).max() > 1e-3
+    assert np.abs(logits_of(moved_LE) - logits_of(unmoved_LE)).max() > 1e-3
 
 
 @every_kind

@@ -78,7 +78,7 @@ def test_one_expert_is_that_expert_and_the_soup_is_the_mean_of_weights(site: Uns
 
 
 def test_worklists_hold_every_image_once_and_are_about_as_long_as_a_clinics(site: UnseenSite) -> None:
-    cut = [list(range(NUM_IMAGES))[worklist] for worklist in site.worklists]
+    cut = [list(range(NUM_IMAGES))[worklist] for worklist in site.worklists()]
     assert [image for part in cut for image in part] == list(range(NUM_IMAGES))
     assert all(WORKLIST // 2 <= len(part) <= 2 * WORKLIST for part in cut)
 

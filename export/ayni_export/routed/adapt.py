@@ -78,8 +78,8 @@ def candidates(
     start = Candidate("start", shared(start_E, num_layers))
     if gradient is None:
         return [start]
-    refined_E, refinement = refined(seen, start_E, gradient, num_layers)
-    return [Candidate("refined", shared(refined_E, num_layers), refinement), start]
+    refined_LE, refinement = refined(seen, start_E, gradient, num_layers)
+    return [Candidate("refined", refined_LE, refinement), start]
 
 
 def shared(weights_E: Floats, num_layers: int) -> Floats:

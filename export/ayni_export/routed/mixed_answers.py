@@ -20,7 +20,7 @@ AskExpert = Callable[[Pixels, int], Floats]  # an image [h, w, K] and an expert'
 
 def gradient_of_mixed_answers(ask: AskExpert, num_experts: int, *, temperature: float = 1.0) -> Gradient:
     """The entropy, 0 (sure) to 1 (all alike), of the experts' logits mixed by their shares, and its exact gradient
-    [L, E] with respect to the routing's logits, of which the first row stands for all (`refine.refined`)."""
+    [L, E] with respect to the routing's logits: all rows are alike and stay so, for answers have no layers."""
 
     def gradient(image_hwK: Pixels, logits_LE: Floats) -> tuple[float, Floats]:
         shares_E = softmax(logits_LE[0].astype(np.float64))

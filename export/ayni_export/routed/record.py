@@ -113,11 +113,13 @@ class Tried(_Record, frozen=True, kw_only=True):
 
 class Refinement(_Record, frozen=True, kw_only=True):
     """Gradient steps on losses without labels: means over the images of the first step, and over those of the last.
+    In the last `num_own` of them every layer had weights of its own.
 
     Where the bundle has no gradient graph they are steps of `mixed_answers.py`.
     """
 
     num_steps: Num
+    num_own: Num = 0
     loss_first: Annotated[float, Meta(ge=-1e9, le=1e9)]
     loss_last: Annotated[float, Meta(ge=-1e9, le=1e9)]
 

@@ -65,8 +65,9 @@ def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
         said.append(f"No expert's site gave statistics of its training {info.what}s, so nothing points to one of them.")
     if adaptation.refinement is not None and adaptation.refinement.num_steps:
         steps = adaptation.refinement
+        own = f", the last {steps.num_own} of them layer by layer," if steps.num_own and info.has_gradient else ""
         said.append(
-            f"{steps.num_steps} gradient steps on unlabelled {info.what}s{_of_answers(info)} took the loss from "
+            f"{steps.num_steps} gradient steps on unlabelled {info.what}s{_of_answers(info)}{own} took the loss from "
             f"{steps.loss_first:.3f} to {steps.loss_last:.3f}; a falling loss is no proof of better answers."
         )
     for tried in adaptation.tried:

@@ -17,7 +17,7 @@ def entropy_merge(site: UnseenSite) -> Tensor:
     """The surer an expert is of a worklist, the more of its weights are merged (after arXiv 2602.21372, whose merging
     coefficients for encoder and head are apart; here both have one)."""
     parts = []
-    for worklist in site.worklists:
+    for worklist in site.worklists():
         pixels_BKHW = site.pixels_NKHW[worklist]
         unsure_E = torch.stack([entropy(site.logits(site.one(e), pixels_BKHW)) for e in range(site.num_experts)])
         routing_LE = site.shared(torch.softmax(-unsure_E / SHARPNESS, dim=0))

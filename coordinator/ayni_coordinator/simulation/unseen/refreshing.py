@@ -23,7 +23,7 @@ def norm_refresh(site: UnseenSite) -> Tensor:
     """The normalisation's statistics are the worklist's. Group normalisation stores none, so what is refreshed is the
     one place that does: the pixels' mean and deviation."""
     parts = []
-    for worklist in site.worklists:
+    for worklist in site.worklists():
         pixels_BKHW = site.pixels_NKHW[worklist]
         own = Normaliser.of(pixels_BKHW.permute(0, 2, 3, 1).numpy())
         parts.append(answers(site.network, pixels_BKHW, own))
@@ -34,7 +34,7 @@ def tent(site: UnseenSite) -> Tensor:
     """TENT (Wang et al. 2021, arXiv 2006.10726): the normalisation's scales and shifts follow the answers' entropy
     down; from the global model again for each worklist."""
     parts = []
-    for worklist in site.worklists:
+    for worklist in site.worklists():
         network = copy.deepcopy(site.network).requires_grad_(False)
         norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
         weights = [weight.requires_grad_(True) for norm in norms for weight in norm.parameters()]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ayni.tensors.safe import Floats
-from ayni_coordinator.simulation.unseen.site import Participant, UnseenSite
+from ayni_coordinator.simulation.unseen.site import LONG_WORKLIST, WORKLIST, Participant, UnseenSite
 from ayni_export.routed import start
 from ayni_export.routed.adapt import Ask, Comparison, Setting, choose
 from ayni_export.routed.gradient import loss_of
@@ -35,7 +35,12 @@ def routed_refined(site: UnseenSite) -> Tensor:
     return _chosen(site, _gradient(site))
 
 
-def _chosen(site: UnseenSite, gradient: Gradient | None) -> Tensor:
+def routed_refined_long(site: UnseenSite) -> Tensor:
+    """The same where a clinic brings many images at once: the last steps then go layer by layer."""
+    return _chosen(site, _gradient(site), LONG_WORKLIST)
+
+
+def _chosen(site: UnseenSite, gradient: Gradient | None, length: int = WORKLIST) -> Tensor:
     setting = Setting(site.task.classes, site.task.kind == "segmentation")
     there = [None, *(None if p.statistics_2F is None else p.statistics_2F.numpy() for p in site.participants)]
 
@@ -49,7 +54,7 @@ def _chosen(site: UnseenSite, gradient: Gradient | None) -> Tensor:
         return ask
 
     parts = []
-    for worklist in site.worklists:
+    for worklist in site.worklists(length):
         pixels_BKHW = site.pixels_NKHW[worklist]
         here_2F = site.looks(pixels_BKHW).numpy()
         comparison = Comparison([None if each is None else here_2F for each in there], there, site.places)
@@ -84,7 +89,7 @@ def _loss(site: UnseenSite, pixels_BKHW: Tensor, logits_LE: Tensor) -> Tensor:
 def routed_losses(site: UnseenSite) -> Tensor:
     """The published losses alone (IOP-FL, arXiv 2204.08467): every layer's row by gradient, from the uniform soup."""
     parts = []
-    for worklist in site.worklists:
+    for worklist in site.worklists():
         pixels_BKHW = site.pixels_NKHW[worklist]
         logits_LE = torch.zeros(len(site.layers), site.num_experts, requires_grad=True)
         optimiser = torch.optim.Adam([logits_LE], lr=LOSS_RATE, eps=LOSS_EPSILON)
@@ -104,7 +109,7 @@ def routed_learned(site: UnseenSite) -> Tensor:
     means = [np.mean([_as_if_unseen(site, k, *each) for k in range(len(site.participants))]) for each in settings]
     power, trust = settings[int(np.argmax(means))]
     parts = []
-    for worklist in site.worklists:
+    for worklist in site.worklists():
         pixels_BKHW = site.pixels_NKHW[worklist]
         weights_E = _start(site.looks(pixels_BKHW), site, site.participants, power, trust)
         parts.append(site.logits(site.weights(site.shared(weights_E)), pixels_BKHW))

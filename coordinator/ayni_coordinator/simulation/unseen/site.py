@@ -27,6 +27,7 @@ from ayni_export.routed.mixing import mixed, stacked
 from ayni_export.routed.start import Places
 
 WORKLIST = 16  # images that a clinic brings at once
+LONG_WORKLIST = 64  # and the most that a routing looks at
 BATCH = 32  # images that are answered at once; it changes nothing but memory
 
 
@@ -73,10 +74,9 @@ class UnseenSite:
     def places(self) -> Places:
         return Places(self.task.image.channels, self.network.num_features)
 
-    @property
-    def worklists(self) -> list[slice]:
-        """All images in lists of about WORKLIST, in their order."""
-        number = max(1, round(len(self.pixels_NKHW) / WORKLIST))
+    def worklists(self, length: int = WORKLIST) -> list[slice]:
+        """All images in lists of about that many, in their order."""
+        number = max(1, round(len(self.pixels_NKHW) / length))
         cuts = [round(i * len(self.pixels_NKHW) / number) for i in range(number + 1)]
         return [slice(start, end) for start, end in itertools.pairwise(cuts)]
 

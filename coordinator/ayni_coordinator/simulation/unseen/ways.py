@@ -23,6 +23,7 @@ WAYS: dict[str, Way] = {
     "js_interpolation": merging.js_interpolation,
     "routed": routing.routed,
     "routed_refined": routing.routed_refined,
+    "routed_refined_long": routing.routed_refined_long,
     "routed_losses": routing.routed_losses,
     "routed_learned": routing.routed_learned,
 }
