@@ -18,6 +18,7 @@ from ayni_export.routed import start
 from ayni_export.routed.adapt import Ask, Comparison, Setting, choose
 from ayni_export.routed.gradient import loss_of
 from ayni_export.routed.losses import WEIGHTS
+from ayni_export.routed.mixed_answers import gradient_of_mixed_answers
 from ayni_export.routed.refine import Gradient, Pixels
 from ayni_export.routed.views import view
 
@@ -38,6 +39,17 @@ def routed_refined(site: UnseenSite) -> Tensor:
 def routed_refined_long(site: UnseenSite) -> Tensor:
     """The same where a clinic brings many images at once: the last steps then go layer by layer."""
     return _chosen(site, _gradient(site), LONG_WORKLIST)
+
+
+def routed_refined_answers(site: UnseenSite) -> Tensor:
+    """As `ayni diagnose --refine` on a bundle without a gradient graph: forward passes alone."""
+    experts = [site.one(number) for number in range(site.num_experts)]
+
+    def ask(image_hwK: Pixels, number: int) -> Floats:
+        logits: Floats = site.logits(experts[number], _planes(image_hwK))[0].numpy()
+        return logits if logits.ndim == 1 else logits.reshape(len(logits), -1)
+
+    return _chosen(site, gradient_of_mixed_answers(ask, site.num_experts))
 
 
 def _chosen(site: UnseenSite, gradient: Gradient | None, length: int = WORKLIST) -> Tensor:

@@ -24,6 +24,7 @@ WAYS: dict[str, Way] = {
     "routed": routing.routed,
     "routed_refined": routing.routed_refined,
     "routed_refined_long": routing.routed_refined_long,
+    "routed_refined_answers": routing.routed_refined_answers,
     "routed_losses": routing.routed_losses,
     "routed_learned": routing.routed_learned,
 }
