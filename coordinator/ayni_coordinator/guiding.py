@@ -25,6 +25,7 @@ def add_guidance(home: CoordinatorHome, on_progress: OnProgress) -> str:
     with transaction(home.engine) as session:
         public_set, known = find_artefact(session, "public-set"), find_artefact(session, "targets", "guidance")
     if known:
+        (home.folder / TRUTH_FILE).unlink(missing_ok=True)  # killed when all was listed, and this not yet done
         return "The foundation model's answers are stored already; nothing was asked."
     if public_set is None:
         raise UserError("guidance needs a public set. Set `public_set` in the task and set the federation up anew.")

@@ -14,7 +14,7 @@ from ayni.data.npz import read_npz_images
 from ayni.data.pairs import is_series
 from ayni.data.read import load_images
 from ayni.data.seen import seen_array, seen_file
-from ayni.errors import UserError
+from ayni.errors import DataError, UserError
 from ayni.task import ImageSettings, Task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.safe import Array
@@ -58,6 +58,11 @@ def load_labelled_public_set(path: Path, task: Task) -> tuple[ImageSet, Array]:
     else:
         labelled = load_images(path, task.image, task.classes, unlabelled=True)
         pixels, truth, others = labelled.pixels_NHWC, labelled.labels_N, labelled.unlabelled
+        if len(np.unique(truth)) < 2:
+            raise DataError(
+                f"the labelled public images of {path} are of one class only. Add images of the others: "
+                f"{', '.join(task.classes)}; or set public_set_labelled to false."
+            )
     return _image_set(np.concatenate([pixels, others]) if len(others) else pixels, path, task), truth
 
 
