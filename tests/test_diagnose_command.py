@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from ayni.keys import fingerprint
+from ayni.trained_model import MODEL_FILE, Scores
 from ayni_export.bundle import read_bundle
-from trained_home import COORDINATOR, exported_bundle, save_xray, trained_home, xrays
+from trained_home import COORDINATOR, exported_bundle, save_xray, trained_home, trained_model, xrays
 
 # The real command line; at the end it says what the process held.
 COMMAND = """
@@ -172,3 +174,14 @@ def test_export_at_a_site_and_then_diagnose_by_the_coordinators_fingerprint(tmp_
         said["coordinator"],
         "coordinator",
     )
+
+
+def test_export_warns_of_a_model_that_has_learnt_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(trained_home(), home)
+    model = trained_model(validation=Scores(num_images=80, auc=0.5, balanced_accuracy=0.5))
+    (home / "models/federated" / MODEL_FILE).write_bytes(msgspec.json.encode(model))
+    made = ayni("export", home, "bundle", cwd=tmp_path)
+    assert made.returncode == 0
+    assert "Warning: AUC 0.500, balanced accuracy 0.500 on held-out images." in made.stderr
+    assert "do not use it" in (tmp_path / "bundle/docs/model_card.md").read_text()

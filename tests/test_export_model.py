@@ -130,6 +130,17 @@ def test_what_was_not_measured_is_not_given_as_a_figure() -> None:
     assert monai_metadata(info, {"monai": "1", "pytorch": "1", "numpy": "1"})["eval_metrics"] == {}
 
 
+def test_a_model_that_has_learnt_nothing_is_called_so() -> None:
+    info = read_bundle(exported_bundle()).info
+    for scores, learnt in (
+        (Scores(num_images=200, auc=0.5), False),
+        (Scores(num_images=200, auc=0.6), True),
+        (Scores(num_images=200, dice=0.049), False),
+        (Scores(num_images=200, dice=0.3), True),
+    ):
+        assert ("do not use it" in model_card(msgspec.structs.replace(info, validation=scores))) != learnt
+
+
 def test_a_colour_network_with_strides_and_pooling_exports_too(tmp_path: Path) -> None:
     image = ImageSettings(height=40, width=48, channels=3)
     network_settings = ResNetSettings(layers=(1, 1, 1, 1), planes=(8, 8, 8, 8), stem_stride=2, max_pool=True)

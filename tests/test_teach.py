@@ -23,7 +23,7 @@ from ayni.tensors.teacher import decode_teacher
 from ayni.tensors.update import assemble
 from ayni_coordinator.cli import serve
 from ayni_coordinator.teaching.teach import Lesson, Taught, teach
-from ayni_coordinator.views import audit_lines
+from ayni_coordinator.views import audit_lines, federation_view
 from desk import Desk
 from small_setups import small_task, squares
 from taught_home import STEPS, TEACHER, new_home, published, taught_task, write_squares
@@ -125,7 +125,9 @@ def test_a_second_teacher_takes_the_place_of_the_first_until_a_round_is_open(dat
     desk = Desk(new_home(tmp_path / "centre"))
     with pytest.raises(UserError, match=r"no teacher yet.*coordinator teach"):
         serve(desk.folder)
+    assert "no teacher yet" in federation_view(desk.folder).to_do
     taught(desk.folder, Lesson(data, steps=1))
+    assert not federation_view(desk.folder).to_do
     first = published(desk.folder)
     taught(desk.folder, Lesson(data, steps=2))
     assert published(desk.folder) != first

@@ -174,6 +174,8 @@ def status(home: Home, json: AsJson = False) -> None:
         print_json(view)
         return
     typer.echo(f"{view.task}: {view.phase}, round {view.round_number} of {view.num_rounds}")
+    if view.to_do:
+        typer.echo(f"It cannot be served yet: {view.to_do}")
     if view.phase == "open":
         typer.echo(f"deadline in {view.deadline_in_s:.0f} s, quorum {view.quorum}")
     for site in view.sites:

@@ -9,9 +9,12 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import func, select
 
+from ayni.errors import UserError
 from ayni_coordinator import experts, federation
 from ayni_coordinator.database import AuditRow, SiteRow, TrafficRow, transaction
+from ayni_coordinator.guiding import check_guided
 from ayni_coordinator.home import CoordinatorHome
+from ayni_coordinator.teaching.publish import check_taught
 
 
 class SiteView(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +32,8 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FederationView(msgspec.Struct, frozen=True, kw_only=True):
-    """`phase`: waiting (for sites to join), open, closed (being averaged), finished."""
+    """`phase`: waiting (for sites to join), open, closed (being averaged), finished. `to_do`: what must be done before
+    it can be served, or empty."""
 
     task: str
     phase: str
@@ -37,6 +41,7 @@ class FederationView(msgspec.Struct, frozen=True, kw_only=True):
     num_rounds: int
     deadline_in_s: float
     quorum: int
+    to_do: str
     sites: list[SiteView]
 
 
@@ -83,8 +88,18 @@ def federation_view(folder: Path) -> FederationView:
         num_rounds=now.num_rounds,
         deadline_in_s=now.deadline_in_s,
         quorum=home.task.round.quorum,
+        to_do=_to_do(home),
         sites=views,
     )
+
+
+def _to_do(home: CoordinatorHome) -> str:
+    try:
+        check_guided(home)
+        check_taught(home)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def audit_lines(folder: Path) -> list[AuditLine]:

@@ -6,6 +6,9 @@ from ayni.trained_model import Scores
 from ayni_export.bundle import BundleInfo
 from ayni_export.calibration import calibration_words, images_word
 
+SHOWS_NOTHING = (
+    "By these figures it has learnt nothing: do not use it. Train longer, or look at the data and their labels."
+)
 FEW_IMAGES = 100  # below, a figure is called rough
 _FIGURES = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD"}
 
@@ -144,6 +147,8 @@ def _validation(info: BundleInfo) -> str:
         return f"**Not measured: the site had too few {images_word(info)} to hold any out.**"
     rough = f"**With {scores.num_images} {images_word(info)} these figures are rough.**"
     caution = rough if scores.num_images < FEW_IMAGES else "They describe this site's patients, not those of another."
+    if scores.shows_nothing:
+        caution = f"**{SHOWS_NOTHING}** {caution}"
     held_out = f"{scores.num_images} held-out {images_word(info)}"
     return f"""On {held_out} of this site, which were also used to choose and calibrate it:
 

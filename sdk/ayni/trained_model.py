@@ -16,6 +16,7 @@ from ayni.task import Architecture, Role, Task
 
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
+LEAST_DICE = 0.05  # below, outlines are where nothing is
 MODEL_KINDS = ("federated", "personal", "alone")
 
 
@@ -46,6 +47,15 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def main_name(self) -> str:
         return "AUC" if self.dice is None else "Dice"
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether a model with these figures is no better than guessing, or outlines hardly a pixel rightly.
+
+        >>> [Scores(num_images=9, auc=auc).shows_nothing for auc in (0.5, 0.51)]
+        [True, False]
+        """
+        return self.num_images > 0 and (self.auc <= 0.5 if self.dice is None else self.dice < LEAST_DICE)
 
     def words(self) -> str:
         """
