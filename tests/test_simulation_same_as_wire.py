@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ayni.data.masks import load_segmented
@@ -15,18 +18,18 @@ from ayni.data.read import load_images
 from ayni.learning.networks import weights_of
 from ayni.learning.site_data import own_images, public_images
 from ayni.site.site import Site
-from ayni.task import NetworkSettings, UNetSettings
+from ayni.task import NetworkSettings, Task, UNetSettings
 from ayni.tensors import safe
 from ayni.tensors.image_set import decode_image_set
 from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
 from ayni_coordinator.database import transaction
 from ayni_coordinator.guiding import publish_guidance
-from ayni_coordinator.home import CoordinatorHome, find_artefact
+from ayni_coordinator.home import CoordinatorHome, create_home, find_artefact
 from ayni_coordinator.simulation.averaging import GlobalModel, digest
 from ayni_coordinator.simulation.method import Broadcast, Message, Method, Public, Setup, SimulatedSite
 from ayni_coordinator.simulation.methods import fedhelp
 from ayni_coordinator.simulation.run import Outcome, chosen_by_holdout, run_rounds
-from small_federation import NUM_IMAGES, SITES, Federation, write_xrays
+from small_federation import NUM_IMAGES, SITES, XRAYS, Federation, write_xrays
 
 pytestmark = pytest.mark.slow
 ROUNDS = 2
@@ -49,13 +52,47 @@ def write_masks(path: Path, start: int) -> None:
 SEGMENTATION: dict[str, Any] = {"kind": "segmentation", "classes": ("rectangle",), "networks": UNETS}
 
 
+NUM_TRUE = 16  # of the 24 public images, where they are labelled
+
+
+def label_public_set(federation: Federation) -> None:
+    """Set the coordinator up anew, with truth for the first public images: labels, or where they are bright."""
+    home = CoordinatorHome.open(federation.centre)
+    task = home.task
+    home.engine.dispose()
+    shutil.rmtree(federation.centre)
+    with np.load(XRAYS) as archive:
+        images_NHW, labels_N = archive["val_images"][:24], archive["val_labels"][:NUM_TRUE]
+    truth = {"labels": labels_N} if task.kind == "classification" else {"masks": images_NHW[:NUM_TRUE] > 150}
+    np.savez(
+        federation.folder / "public.npz",
+        images=images_NHW[:NUM_TRUE],
+        unlabelled_images=images_NHW[NUM_TRUE:],
+        **truth,
+    )
+    task = msgspec.structs.replace(task, public_set_labelled=True)
+    create_home(federation.centre, task, endpoint=federation.endpoint, bind=federation.endpoint).engine.dispose()
+
+
+def public_truth(federation: Federation, task: Task) -> npt.NDArray[Any] | None:
+    """Of the first public images, from the file that the coordinator was given."""
+    with np.load(federation.folder / "public.npz") as archive:
+        if "masks" in archive:
+            return np.asarray(archive["masks"][:, None].astype(np.uint8))
+        return archive["labels"].reshape(-1).astype(np.int64) if task.public_set_labelled else None
+
+
 @pytest.mark.parametrize(
-    ("changes", "write_data"), [({}, write_xrays), (SEGMENTATION, write_masks)], ids=["classification", "segmentation"]
+    ("changes", "write_data", "labelled"),
+    [({}, write_xrays, False), ({}, write_xrays, True), (SEGMENTATION, write_masks, True)],
+    ids=["classification", "classification with public labels", "segmentation with public masks"],
 )
 def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
-    changes: dict[str, Any], write_data: Callable[[Path, int], None], tmp_path: Path
+    changes: dict[str, Any], write_data: Callable[[Path, int], None], labelled: bool, tmp_path: Path
 ) -> None:
     with Federation(tmp_path, rounds=ROUNDS, write_data=write_data, fedhelp=FEDHELP, **changes) as federation:
+        if labelled:
+            label_public_set(federation)
         guide(federation)
         federation.serve()
         for site in SITES:
@@ -109,7 +146,9 @@ def same_in_memory(federation: Federation) -> Setup:
     artefact, told, task = bytes(home.store.read(row.sha256)), bytes(home.store.read(targets.sha256)), home.task
     home.engine.dispose()
     pixels_PHWC, guidance = decode_image_set(artefact).pixels_NHWC, decode_targets(told)
-    public = Public(artefact, public_images(pixels_PHWC, row.sha256, task, guidance, None), guidance, told)
+    truth = public_truth(federation, task)
+    images = public_images(pixels_PHWC, row.sha256, task, guidance, None, truth=truth)
+    public = Public(artefact, images, guidance, told)
     sites = []
     for name, role in SITES.items():
         path = federation.folder / f"{name}.npz"
@@ -117,8 +156,8 @@ def same_in_memory(federation: Federation) -> Setup:
             masks = load_segmented(path, task.image, task.classes)
             own = own_images(masks.pixels_NHWC, masks.masks_NSHW, task, name)
         else:
-            images = load_images(path, task.image, task.classes)
-            own = own_images(images.pixels_NHWC, images.labels_N, task, name)
+            labels = load_images(path, task.image, task.classes)
+            own = own_images(labels.pixels_NHWC, labels.labels_N, task, name)
         sites.append(SimulatedSite(name, role, own))
     return Setup(task, tuple(sites), public, {})
 
