@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from ayni.learning.networks import initial_weights
 from ayni.learning.site_data import public_images
 from ayni.task import Task
 from ayni.tensors import safe
-from ayni.tensors.image_set import ImageSet, ImageSetInfo, encode_image_set
+from ayni.tensors.image_set import ImageSet, ImageSetInfo, decode_image_set, encode_image_set
 from ayni.tensors.targets import decode_targets
 from ayni.tensors.update import assemble
 from ayni_coordinator.database import ArtefactRow, ManifestRow, transaction
@@ -31,7 +32,7 @@ from small_federation import AYNI, ENVIRONMENT
 from small_setups import squares
 from small_volumes import SIZE, boxes
 from test_cli_commands import run
-from test_guidance_outlines_http import endpoint_of_the_guide
+from test_guidance_outlines_http import GUIDE, endpoint_of_the_guide
 
 STEPS, NUM_TRUE, NUM_IMAGES = 6, 9, 12  # the truth of nine of twelve public images is known
 CLASSIFICATION = """
@@ -189,6 +190,19 @@ def test_without_labels_first_weights_are_random(tmp_path: Path) -> None:
     task, artefacts, version = listed(tmp_path / "centre")
     assert version == 1
     assert safe.digest(assemble([artefacts["model"]])) == safe.digest(initial_weights(task))
+
+
+def test_the_example_in_the_guide_teaches(tmp_path: Path) -> None:
+    """As a reader would, with fewer steps: the guide's own script and task file."""
+    text = GUIDE.read_text()
+    (script,) = re.findall(r"```python\n(# squares\.py.*?)```", text, re.DOTALL)
+    (toml,) = re.findall(r'```toml\n(name = "squares".*?)```', text, re.DOTALL)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    told = init(tmp_path / "centre", toml, "fedhelp.start_steps=2")
+    assert "First weights have learnt for 2 steps; manifest 2." in told
+    public_set = decode_image_set(listed(tmp_path / "centre")[1]["public-set"])
+    assert public_set.info.shape == (40, 32, 32, 1)
+    assert (public_set.pixels_NHWC[:, 10, 10, 0] == 220).tolist() == [False, True] * 20  # the order of labels.csv
 
 
 @pytest.fixture(scope="module")
