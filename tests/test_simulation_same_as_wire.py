@@ -33,7 +33,8 @@ from small_federation import NUM_IMAGES, SITES, XRAYS, Federation, write_xrays
 
 pytestmark = pytest.mark.slow
 ROUNDS = 2
-FEDHELP = {"consensus_weight": 0.5, "start_steps": 3}  # soft labels travel too, and first weights are taught
+# soft labels travel too, first weights are taught, and the large network sees images by its own statistics
+FEDHELP = {"consensus_weight": 0.5, "start_steps": 3, "large_normalise": "own"}
 UNETS = NetworkSettings(small=UNetSettings(channels=(4, 8)), large=UNetSettings(channels=(6, 12), residual_units=1))
 
 

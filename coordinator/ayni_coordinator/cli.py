@@ -88,7 +88,9 @@ def init(
 
 @coordinator_app.command("guide")
 def guide(home: Home) -> None:
-    """Ask the foundation model about the public images, each once. Goes on where an earlier run stopped.
+    """Ask the foundation model about the public images, each once, and teach the first weights, if the task says so.
+
+    Goes on where an earlier run stopped.
 
     Example: ayni coordinator guide centre
     """

@@ -135,6 +135,9 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     images, by their labels (`public_set_labelled`) and by what the foundation model said of them, and round 1 begins
     with that; it costs no byte. Where outlines are the task's own structures, clinics then need no guidance in the
     rounds: `guidance_weight` 0.
+
+    `large_normalise` says whose pixels' mean and deviation a hospital's large network is given images by: those that
+    all sites have in common (the public set's), or the hospital's own, as if it were alone. Nobody else asks it.
     """
 
     temperature: PositiveFloat = 1.0
@@ -146,6 +149,7 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     ranking_top_k: PositiveInt = 1
     backward: Literal["ranking", "full-kl"] = "ranking"
     average: Literal["plain", "samples"] = "plain"
+    large_normalise: Literal["common", "own"] = "common"
     start_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 

@@ -22,7 +22,7 @@ PublicLoss = Callable[[Batch], Tensor]
 
 
 def first_weights(setup: Setup) -> Mapping[str, Floats]:
-    """Of the small network before round 1: random ones, or what the foundation model has taught at the centre."""
+    """Of the small network before round 1: random ones, or those that public images have taught at the centre."""
     num_steps = setup.task.fedhelp.start_steps
     if not num_steps:
         return initial_weights(setup.task)

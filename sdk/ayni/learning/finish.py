@@ -13,7 +13,7 @@ from ayni.errors import UserError
 from ayni.jobs import Done, FinishTraining, SiteContext, TrainAlone
 from ayni.learning.batches import Normaliser
 from ayni.learning.fine_tune import fine_tuned
-from ayni.learning.learners import Alone
+from ayni.learning.learners import Alone, large_normalise_of
 from ayni.learning.models import Candidate, choose_and_store
 from ayni.learning.networks import Network, load_weights, seeded_network, weights_of
 from ayni.learning.objective import objective_of
@@ -56,17 +56,17 @@ def finish_training(job: FinishTraining) -> Done:
         candidates.append(Candidate(PERSONAL, personal))
     if not candidates:
         raise UserError("this site has trained in no round, so there is no network to choose. Run `ayni train` first.")
-    stored: list[tuple[str, list[Candidate], Architecture]] = [
-        ("federated", candidates, task.large_network if is_large else task.small_network)
+    stored: list[tuple[str, list[Candidate], Architecture, Normaliser]] = [
+        ("federated", candidates, task.large_network, large_normalise_of(own, normalise, task))
+        if is_large
+        else ("federated", candidates, task.small_network, normalise)
     ]
     if personal:  # also where it is small and does not diagnose: an expert to share
-        stored.append(("personal", [Candidate(PERSONAL, personal)], task.small_network))
+        stored.append(("personal", [Candidate(PERSONAL, personal)], task.small_network, normalise))
     rounds, steps = (state.info.rounds_trained, state.info.steps_trained) if state else (0, 0)
     scores = {
-        kind: choose_and_store(
-            some, own, normalise, context, task, kind=kind, network=network, rounds=rounds, steps=steps
-        )
-        for kind, some, network in stored
+        kind: choose_and_store(some, own, how, context, task, kind=kind, network=network, rounds=rounds, steps=steps)
+        for kind, some, network, how in stored
     }
     return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores=scores)
 

@@ -136,7 +136,8 @@ class Clinic:
 
 
 class Hospital:
-    """The large network, which stays, and its small proxy, which travels; both see the same private images."""
+    """The large network, which stays, and its small proxy, which travels; both see the same private images, varied
+    alike. `large_normalise`: how the large one is given them."""
 
     def __init__(self, own: OwnImages, normalise: Normaliser, task: Task, site: str) -> None:
         self.task, self.own, self.objective = task, own, objective_of(task.kind)
@@ -146,6 +147,8 @@ class Hospital:
         self.average = averaged(self.large, self.num_steps)
         self.optimisers = (adam(self.small, task.training), adam(self.large, task.training))
         self.batches = own_batches(own, normalise, task, site)
+        self.large_normalise = large_normalise_of(own, normalise, task)
+        self.large_batches = own_batches(own, self.large_normalise, task, site)
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "small": self.small,
             "small_adam": self.optimisers[0],
@@ -157,12 +160,19 @@ class Hospital:
     def step(self, number: int) -> dict[str, float]:
         batch = self.batches.at(number)
         truth = batch.of(self.own.train_truth)
-        proxy_logits, large_logits = self.small(batch.x_BCHW), self.large(batch.x_BCHW)
+        same = self.large_normalise == self.batches.normalise
+        seen_BCHW = batch.x_BCHW if same else self.large_batches.at(number).x_BCHW
+        proxy_logits, large_logits = self.small(batch.x_BCHW), self.large(seen_BCHW)
         losses = hospital_losses(proxy_logits, large_logits, truth, self.task.fedhelp, self.objective)
         rate = learning_rate_at(number, self.num_steps, self.task.training)
         descend(losses.proxy + losses.large, rate, *self.optimisers)  # the teachers are detached: no gradient crosses
         self.average.update_parameters(self.large)
         return {"proxy": losses.proxy.item(), "large": losses.large.item()}
+
+
+def large_normalise_of(own: OwnImages, common: Normaliser, task: Task) -> Normaliser:
+    """How a hospital's large network is given images."""
+    return own.normalise if task.fedhelp.large_normalise == "own" else common
 
 
 class Alone:

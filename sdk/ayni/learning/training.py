@@ -82,7 +82,8 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
         if job.update_out:
             write_atomic(Path(job.update_out), data)
     if job.soft_labels_out and isinstance(learner, Hospital) and public:
-        soft_labels = answer_public_set(learner.average.module, public, task, context.site, job.round_number)
+        large, how = learner.average.module, learner.large_normalise
+        soft_labels = answer_public_set(large, how, public, task, context.site, job.round_number)
         write_atomic(Path(job.soft_labels_out), encode_targets(soft_labels))
     tensors = {**tensors_of(learner.parts), **{f"residual.{k}": v for k, v in residual.items()}}
     if task.personal and task.personal.kind == "iop":
@@ -187,10 +188,12 @@ def encode_update(
     return data, {name: change[name] - seen[name] for name in change}
 
 
-def answer_public_set(large: nn.Module, public: PublicImages, task: Task, site: str, round_number: int) -> Targets:
+def answer_public_set(
+    network: nn.Module, normalise: Normaliser, public: PublicImages, task: Task, site: str, round_number: int
+) -> Targets:
     """A site's soft labels: its network's log-probabilities on the public set (of a segmentation the log-odds, as
     maps of half the images' size), in 8 bits."""
-    logits = answers(large, public.pixels_PCHW, public.normalise)
+    logits = answers(network, public.pixels_PCHW, normalise)
     if task.kind == "segmentation":
         pool = functional.avg_pool3d if task.image.depth else functional.avg_pool2d
         logits = pool(logits.clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), 2)
@@ -228,7 +231,9 @@ def _add_point(
     losses: dict[str, float],
 ) -> Scores | None:
     """One point of the learning curve: the network that diagnoses at this site, on its held-out images."""
-    network = learner.average.module if isinstance(learner, Hospital) else learner.small
+    network: nn.Module = learner.small
+    if isinstance(learner, Hospital):
+        network, normalise = learner.average.module, learner.large_normalise
     now = _holdout_scores(network, learner.task, own, normalise)
     if now:
         line = history_line(round_number, now, of_global.main if of_global else None, losses)

@@ -37,9 +37,9 @@ def site_step(setup: Setup, state: fedhelp.State, received: Message, round_numbe
 
 
 def candidates(setup: Setup, state: fedhelp.State, received: Message) -> Sequence[Candidate]:
-    learner = state.learner
-    networks = [learner.average.module, learner.large] if isinstance(learner, Hospital) else [learner.small]
-    return [Candidate(network, setup.normalise) for network in networks]
+    if isinstance(state.learner, Hospital):
+        return fedhelp.candidates(setup, state, received)
+    return [Candidate(state.learner.small, setup.normalise)]
 
 
 METHOD = dataclasses.replace(

@@ -79,8 +79,8 @@ def train(setup: Setup, learner: Clinic | Hospital, round_number: int) -> None:
 
 
 def soft_labels(setup: Setup, state: State, learner: Hospital, round_number: int) -> bytes:
-    answered = answer_public_set(learner.average.module, setup.public.images, setup.task, state.site.name, round_number)
-    return encode_targets(answered)
+    network, how, public = learner.average.module, learner.large_normalise, setup.public.images
+    return encode_targets(answer_public_set(network, how, public, setup.task, state.site.name, round_number))
 
 
 def aggregate(
@@ -102,12 +102,10 @@ def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candid
     what its last round made of it."""
     learner = state.learner
     if isinstance(learner, Hospital):
-        networks = [learner.average.module, learner.large]
-    else:
-        last = copy.deepcopy(learner.small)
-        state.model.receive(received, learner.small)
-        networks = [learner.small, last]
-    return [Candidate(network, setup.normalise) for network in networks]
+        return [Candidate(network, learner.large_normalise) for network in (learner.average.module, learner.large)]
+    last = copy.deepcopy(learner.small)
+    state.model.receive(received, learner.small)
+    return [Candidate(network, setup.normalise) for network in (learner.small, last)]
 
 
 def with_settings(**changes: Any) -> Callable[[Task], Task]:

@@ -53,7 +53,8 @@ def site_step(setup: Setup, state: State, received: Message, round_number: int) 
 
     state.trainer.public(num_public, digest_loss)
     state.trainer.own(num_steps - num_public, own_loss)
-    answered = answer_public_set(state.network, setup.public.images, setup.task, state.site.name, round_number)
+    public = setup.public.images
+    answered = answer_public_set(state.network, public.normalise, public, setup.task, state.site.name, round_number)
     return {"soft-labels": encode_targets(answered)}
 
 
