@@ -83,7 +83,7 @@ def test_medmnist_parts_are_kept_apart(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": [0]}, "2 images need as many"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": [0, 2]}, "image 1 has the label 2"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": [0.5, 1]}, "whole-number labels"),
-        ({"images": np.zeros((1, 9, 8), np.uint8), "labels": [0]}, r"8 x 9.*Ask the coordinator to set image\.resize"),
+        ({"images": np.zeros((1, 9, 8), np.uint8), "labels": [0]}, r"8 x 9.*let the coordinator set image\.resize"),
         ({"images": np.zeros((2, 0, 8), np.uint8), "labels": [0, 1]}, r"\[2, 0, 8\]"),
         ({"images": np.array([{}], dtype=object), "labels": [0]}, "more than plain arrays"),
     ],

@@ -138,7 +138,12 @@ def test_a_model_that_has_learnt_nothing_is_called_so() -> None:
         (Scores(num_images=200, dice=0.049), False),
         (Scores(num_images=200, dice=0.3), True),
     ):
-        assert ("do not use it" in model_card(msgspec.structs.replace(info, validation=scores))) != learnt
+        kind = "classification" if scores.dice is None else "segmentation"
+        judged = msgspec.structs.replace(info, validation=scores, task_kind=kind)
+        assert ("do not use it" in model_card(judged)) != learnt
+    of_one_class = {"normal": 9, "pneumonia": 0}  # no AUC then: .5 says that nothing is known
+    guess = msgspec.structs.replace(info, validation=Scores(num_images=9, auc=0.5), num_holdout_per_class=of_one_class)
+    assert "do not use it" not in model_card(guess)
 
 
 def test_a_colour_network_with_strides_and_pooling_exports_too(tmp_path: Path) -> None:

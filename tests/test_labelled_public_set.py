@@ -27,7 +27,7 @@ from ayni_coordinator.federation import current_round, listed_artefacts
 from ayni_coordinator.guiding import add_guidance
 from ayni_coordinator.home import TRUTH_FILE, CoordinatorHome
 from ayni_coordinator.simulation.collection import Pixels, Truth
-from ayni_coordinator.views import audit_lines
+from ayni_coordinator.views import audit_lines, federation_view
 from small_federation import AYNI, ENVIRONMENT
 from small_setups import squares
 from small_volumes import SIZE, boxes
@@ -254,6 +254,12 @@ def test_kill_9_while_it_learns_is_told_by_serve_and_mended_by_guide(taught: Pat
     assert served.returncode == 2
     assert "first weights have not learnt from the public images yet" in served.stderr
     assert f"ayni coordinator guide {centre}" in " ".join(served.stderr.split())
+    # labels that were lost before they have taught are missed, and not taken for done
+    (centre / TRUTH_FILE).rename(tmp_path / "lost")
+    lost = run("coordinator", "guide", centre)
+    assert (lost.code, "labels of the public set, is gone" in lost.err) == (2, True)
+    assert "have not learnt" in federation_view(centre).to_do
+    (tmp_path / "lost").rename(centre / TRUTH_FILE)
     steps: list[int] = []
     home = CoordinatorHome.open(centre)
     add_guidance(home, lambda what, done, total: steps.append(done))
@@ -262,6 +268,12 @@ def test_kill_9_while_it_learns_is_told_by_serve_and_mended_by_guide(taught: Pat
     _, mended, version = listed(centre)
     _, uncut, _ = listed(taught)
     assert (mended, version) == (uncut, 2)
+    assert not (centre / TRUTH_FILE).exists()
+    # killed when all was listed and the labels not yet removed: it can be served, and `guide` tidies up
+    (centre / TRUTH_FILE).write_bytes(safe.encode({"truth": truth}))
+    assert not federation_view(centre).to_do
+    again = run("coordinator", "guide", centre)
+    assert (again.code, "already" in again.out, listed(centre)[2]) == (0, True, 2)
     assert not (centre / TRUTH_FILE).exists()
 
 
@@ -282,7 +294,7 @@ def test_truth_and_a_foundation_model_teach_together(tmp_path: Path, monkeypatch
     by_answers = public_images(pixels, sha256, task, guidance, None)
     for others in (in_memory(task, pixels, truth)[1], taught_weights(by_answers, task, STEPS)):
         assert first != safe.digest(others)
-    # killed when all was listed and the truth not yet removed: `guide` tidies up, so that `serve` is not refused
+    # killed when all was listed and the truth not yet removed: `guide` tidies up
     (tmp_path / "centre" / TRUTH_FILE).write_bytes(safe.encode({"truth": truth}))
     done = run("coordinator", "guide", tmp_path / "centre")
     assert (done.code, "nothing was asked" in done.out) == (0, True)

@@ -207,6 +207,26 @@ def test_the_last_round_gives_a_model_to_export(bench: Bench, role: Role) -> Non
     assert {name.split(".")[0] for name in weights} == {"extractor", "head"}
 
 
+def test_a_large_network_is_kept_with_the_statistics_that_it_was_trained_with_whatever_the_data_are_now(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, replace(TASK, fedhelp=FedHelpSettings(large_normalise="own")))
+    done(bench.round("home", 1, "hospital"))
+    finish = FinishTraining(context=bench.context("home", "hospital"), rounds=1, global_model=[], global_digest="")
+    done(finish)
+    before = TrainedModel.read(tmp_path / "home/models/federated")
+    state = read_state(TrainingFolder(tmp_path / "home").state_after(1))
+    assert state is not None
+    assert before.pixel_mean == state.info.large_mean != state.info.pixel_mean
+    with np.load(tmp_path / "data.npz") as data:
+        images, labels = data["images"], data["labels"]
+    assert before.pixel_mean == pytest.approx([images.mean() / 255], abs=0.02)  # all but the held-out ones
+    np.savez(tmp_path / "data.npz", images=255 - images, labels=labels)
+    done(finish)
+    after = TrainedModel.read(tmp_path / "home/models/federated")
+    assert (after.pixel_mean, after.pixel_std) == (before.pixel_mean, before.pixel_std)
+
+
 def test_a_site_that_joined_late_and_missed_a_round_claims_only_what_it_trained(bench: Bench) -> None:
     done(bench.round("home", 2))
     done(bench.round("home", 4, guidance=None))

@@ -162,6 +162,15 @@ def test_a_group_to_leave_out_must_be_one_of_the_sites_and_that_is_said_before_a
         left_out(tmp_path, group)
 
 
+def test_a_task_that_teaches_first_weights_by_itself_is_refused(tmp_path: Path) -> None:
+    """A method says who teaches them; the task file of a federation says what the experiment would not do."""
+    task = Path(__file__).parents[1] / "examples/evidence/nuclei.toml"
+    (tmp_path / "nuclei.toml").write_text(task.read_text() + "[fedhelp]\nstart_steps = 9\n")
+    (tmp_path / "unseen.toml").write_text(UNSEEN.format(task="nuclei.toml", group="there", more=""))
+    with pytest.raises(UserError, match=r"Leave fedhelp\.start_steps out"):
+        read_experiment(tmp_path / "unseen.toml")
+
+
 def test_what_is_left_out_may_have_seeds_of_its_own(tmp_path: Path) -> None:
     def names(more: str) -> list[str]:
         return [job.name for job in jobs(left_out(tmp_path, "there", more))]

@@ -22,12 +22,13 @@ from ayni.task import NetworkSettings, Task, UNetSettings
 from ayni.tensors import safe
 from ayni.tensors.image_set import decode_image_set
 from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
+from ayni.trained_model import TrainedModel
 from ayni_coordinator.database import transaction
-from ayni_coordinator.guiding import publish_guidance
+from ayni_coordinator.guiding import add_guidance, publish_guidance
 from ayni_coordinator.home import CoordinatorHome, create_home, find_artefact
 from ayni_coordinator.simulation.averaging import GlobalModel, digest
 from ayni_coordinator.simulation.method import Broadcast, Message, Method, Public, Setup, SimulatedSite
-from ayni_coordinator.simulation.methods import fedhelp
+from ayni_coordinator.simulation.methods import ayni_labelled_start_own, fedhelp
 from ayni_coordinator.simulation.run import Outcome, chosen_by_holdout, run_rounds
 from small_federation import NUM_IMAGES, SITES, XRAYS, Federation, write_xrays
 
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.slow
 ROUNDS = 2
 # soft labels travel too, first weights are taught, and the large network sees images by its own statistics
 FEDHELP = {"consensus_weight": 0.5, "start_steps": 3, "large_normalise": "own"}
+LABELS_ALONE = {"start_steps": 3, "guidance_weight": 0.0, "large_normalise": "own"}  # as the method has them
 UNETS = NetworkSettings(small=UNetSettings(channels=(4, 8)), large=UNetSettings(channels=(6, 12), residual_units=1))
 
 
@@ -56,8 +58,9 @@ SEGMENTATION: dict[str, Any] = {"kind": "segmentation", "classes": ("rectangle",
 NUM_TRUE = 16  # of the 24 public images, where they are labelled
 
 
-def label_public_set(federation: Federation) -> None:
-    """Set the coordinator up anew, with truth for the first public images: labels, or where they are bright."""
+def label_public_set(federation: Federation, *, guided: bool) -> None:
+    """Set the coordinator up anew, with truth for the first public images: labels, or where they are bright. Where no
+    foundation model guides them, clinics take private steps in the place of public ones."""
     home = CoordinatorHome.open(federation.centre)
     task = home.task
     home.engine.dispose()
@@ -71,7 +74,8 @@ def label_public_set(federation: Federation) -> None:
         unlabelled_images=images_NHW[NUM_TRUE:],
         **truth,
     )
-    task = msgspec.structs.replace(task, public_set_labelled=True)
+    training = msgspec.structs.replace(task.training, clinic_steps=0 if guided else 2 * task.training.steps_per_round)
+    task = msgspec.structs.replace(task, public_set_labelled=True, training=training)
     create_home(federation.centre, task, endpoint=federation.endpoint, bind=federation.endpoint).engine.dispose()
 
 
@@ -84,17 +88,22 @@ def public_truth(federation: Federation, task: Task) -> npt.NDArray[Any] | None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "write_data", "labelled"),
-    [({}, write_xrays, False), ({}, write_xrays, True), (SEGMENTATION, write_masks, True)],
-    ids=["classification", "classification with public labels", "segmentation with public masks"],
+    ("changes", "write_data", "labelled", "method"),
+    [
+        ({"fedhelp": FEDHELP}, write_xrays, False, fedhelp.METHOD),
+        ({"fedhelp": LABELS_ALONE}, write_xrays, True, ayni_labelled_start_own.METHOD),
+        ({"fedhelp": FEDHELP, **SEGMENTATION}, write_masks, True, fedhelp.METHOD),
+    ],
+    ids=["classification", "public labels and no foundation model", "segmentation with public masks"],
 )
 def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
-    changes: dict[str, Any], write_data: Callable[[Path, int], None], labelled: bool, tmp_path: Path
+    changes: dict[str, Any], write_data: Callable[[Path, int], None], labelled: bool, method: Method, tmp_path: Path
 ) -> None:
-    with Federation(tmp_path, rounds=ROUNDS, write_data=write_data, fedhelp=FEDHELP, **changes) as federation:
+    guided = method is fedhelp.METHOD
+    with Federation(tmp_path, rounds=ROUNDS, write_data=write_data, **changes) as federation:
         if labelled:
-            label_public_set(federation)
-        guide(federation)
+            label_public_set(federation, guided=guided)
+        guide(federation, guided=guided)
         federation.serve()
         for site in SITES:
             federation.join(site)
@@ -103,17 +112,24 @@ def test_a_federation_in_memory_ends_with_the_same_models_as_one_of_processes(
         over_the_wire = [federation.digest(number) for number in range(1, ROUNDS + 1)]
         setup = same_in_memory(federation)
         in_memory: list[str] = []
-        outcomes = run_rounds(noting(in_memory, fedhelp.METHOD), setup, lambda done, num_turns: None)
+        outcomes = run_rounds(noting(in_memory, method), setup, lambda done, num_turns: None)
         assert in_memory == over_the_wire
         for one in setup.sites:
             chosen = chosen_by_holdout(outcomes[one.name].candidates, one, setup)
             assert safe.encode(weights_of(chosen.network)) == federation.model(one.name)
-            check_bytes(federation, one.name, outcomes[one.name])
+            assert (
+                TrainedModel.read(federation.folder / one.name / "models/federated").pixel_mean == chosen.normalise.mean
+            )
+            check_bytes(federation, setup.task, one.name, outcomes[one.name])
 
 
-def guide(federation: Federation) -> None:
+def guide(federation: Federation, *, guided: bool) -> None:
     """What a foundation model of three classes (or of one kind of map) might have said of the public images."""
     home = CoordinatorHome.open(federation.centre)
+    if not guided:
+        add_guidance(home, lambda what, done, total: None)
+        home.engine.dispose()
+        return
     dense = home.task.kind == "segmentation"
     with transaction(home.engine) as session:
         row = find_artefact(session, "public-set")
@@ -129,10 +145,12 @@ def guide(federation: Federation) -> None:
     home.engine.dispose()
 
 
-def check_bytes(federation: Federation, name: str, outcome: Outcome) -> None:
-    """What a site's own meter counted, but for questions and the manifest: the artefacts and a little around them."""
+def check_bytes(federation: Federation, task: Task, name: str, outcome: Outcome) -> None:
+    """What a site's own meter counted, but for questions and the manifest: the artefacts and a little around them.
+    A hospital of the product sends soft labels though no clinic learns from them yet: one may join that does."""
     traffic = Site(federation.folder / name).status().traffic
-    up = sum(traffic.get(kind, (0, 0))[0] for kind in ("update", "soft-labels"))
+    sent = ("update", "soft-labels") if task.fedhelp.consensus_weight > 0 else ("update",)
+    up = sum(traffic.get(kind, (0, 0))[0] for kind in sent)
     down = sum(traffic.get(kind, (0, 0))[1] for kind in ("model", "public-set", "targets"))
     assert outcome.bytes_up <= up <= 1.02 * outcome.bytes_up + 2000, traffic
     assert outcome.bytes_down <= down <= 1.02 * outcome.bytes_down + 4000, traffic
@@ -143,10 +161,11 @@ def same_in_memory(federation: Federation) -> Setup:
     with transaction(home.engine) as session:
         row, targets = find_artefact(session, "public-set"), find_artefact(session, "targets", "guidance")
     assert row is not None
-    assert targets is not None
-    artefact, told, task = bytes(home.store.read(row.sha256)), bytes(home.store.read(targets.sha256)), home.task
+    artefact, told, task = bytes(home.store.read(row.sha256)), b"", home.task
+    if targets is not None:
+        told = bytes(home.store.read(targets.sha256))
     home.engine.dispose()
-    pixels_PHWC, guidance = decode_image_set(artefact).pixels_NHWC, decode_targets(told)
+    pixels_PHWC, guidance = decode_image_set(artefact).pixels_NHWC, decode_targets(told) if told else None
     truth = public_truth(federation, task)
     images = public_images(pixels_PHWC, row.sha256, task, guidance, None, truth=truth)
     public = Public(artefact, images, guidance, told)

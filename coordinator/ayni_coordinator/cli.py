@@ -59,7 +59,7 @@ def init(
     store: Annotated[str, typer.Option(help="Folder or fsspec URL for artefacts; HOME/store by default.")] = "",
     changes: Changes = None,
 ) -> None:
-    """Set up a federation: keys, first weights, public set, and the foundation model's one-time answers.
+    """Set up a federation: keys, public set, the foundation model's one-time answers, and first weights.
 
     Example: ayni coordinator init centre --task pneumonia/task.toml --endpoint tcp://ayni.example.org:7700
     """

@@ -6,13 +6,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
 from ayni.errors import UserError
 from ayni.tensors.image_set import ImageSet, decode_image_set
-from ayni.tensors.safe import Floats, decode
-from ayni_coordinator.database import note, transaction
+from ayni.tensors.safe import Array, Floats, decode
+from ayni_coordinator.database import ManifestRow, note, transaction
 from ayni_coordinator.first_model import begin_with
 from ayni_coordinator.home import TRUTH_FILE, CoordinatorHome, add_artefact, find_artefact, publish
 
+CHECKPOINT = "start-checkpoint.safetensors"
 OnProgress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
@@ -25,7 +29,7 @@ def add_guidance(home: CoordinatorHome, on_progress: OnProgress) -> str:
     with transaction(home.engine) as session:
         public_set, known = find_artefact(session, "public-set"), find_artefact(session, "targets", "guidance")
     if known:
-        (home.folder / TRUTH_FILE).unlink(missing_ok=True)  # killed when all was listed, and this not yet done
+        _tidy_up(home)
         return "The foundation model's answers are stored already; nothing was asked."
     if public_set is None:
         raise UserError("guidance needs a public set. Set `public_set` in the task and set the federation up anew.")
@@ -40,10 +44,11 @@ def _guided_by_labels(home: CoordinatorHome, on_progress: OnProgress) -> str:
     """Where there is no foundation model: first weights that learn from the labels of public images alone."""
     if not home.task.public_set_labelled:
         return "The task names no foundation model; clinics learn without its guidance."
-    if not (home.folder / TRUTH_FILE).exists():
-        return "First weights have learnt from the public images already; nothing was done."
     with transaction(home.engine) as session:
-        public_set = find_artefact(session, "public-set")
+        learnt, public_set = _have_learnt(session), find_artefact(session, "public-set")
+    if learnt:
+        _tidy_up(home)
+        return "First weights have learnt from the public images already; nothing was done."
     assert public_set is not None  # a task with labels of a set has the set
     images = decode_image_set(home.store.read(public_set.sha256))
     return publish_guidance(home, images, public_set.sha256, None, on_progress)
@@ -65,8 +70,31 @@ def publish_guidance(
             told.append(f"first weights have learnt for {home.task.fedhelp.start_steps} steps")
         told.append(f"manifest {publish(home, session, time.time())}")
         note(session, time.time(), "coordinator", "; ".join(told))
-    (home.folder / TRUTH_FILE).unlink(missing_ok=True)  # nothing is left to be learnt
+    _tidy_up(home)
     return told[0][0].upper() + "; ".join(told)[1:] + "."
+
+
+def _have_learnt(session: Session) -> bool:
+    """Setting up lists manifest 1; what was asked and taught is listed in a later one, with all of it or none."""
+    return (session.scalar(select(func.max(ManifestRow.version))) or 0) > 1
+
+
+def _tidy_up(home: CoordinatorHome) -> None:
+    """What only teaching needed, once all is listed: a kill between the two leaves it for the next `guide`."""
+    for name in (TRUTH_FILE, CHECKPOINT):
+        (home.folder / name).unlink(missing_ok=True)
+
+
+def _truth_of(home: CoordinatorHome) -> Array | None:
+    """Raises UserError if labels that the task promises are gone before they have taught."""
+    if not home.task.public_set_labelled:
+        return None
+    try:
+        return decode((home.folder / TRUTH_FILE).read_bytes())["truth"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{home.folder / TRUTH_FILE}, the labels of the public set, is gone. Set the federation up anew."
+        ) from None
 
 
 def _first_weights(
@@ -80,23 +108,19 @@ def _first_weights(
     from ayni.learning.site_data import public_images
     from ayni.tensors.targets import decode_targets
 
-    checkpoint = home.folder / "start-checkpoint.safetensors"
-    truth = decode((home.folder / TRUTH_FILE).read_bytes())["truth"] if home.task.public_set_labelled else None
     guidance = decode_targets(targets) if targets is not None else None
-    public = public_images(images.pixels_NHWC, image_set, home.task, guidance, None, truth=truth)
-    weights = taught_weights(
-        public, home.task, num_steps, checkpoint=checkpoint,
+    public = public_images(images.pixels_NHWC, image_set, home.task, guidance, None, truth=_truth_of(home))
+    return taught_weights(
+        public, home.task, num_steps, checkpoint=home.folder / CHECKPOINT,
         tell=lambda progress: on_progress(progress.what, progress.step, progress.num_steps),
     )  # fmt: skip
-    checkpoint.unlink(missing_ok=True)
-    return weights
 
 
 def check_guided(home: CoordinatorHome) -> None:
     """Rounds must not start without the guidance, and the first weights, that the task promises."""
     with transaction(home.engine) as session:
-        known = find_artefact(session, "targets", "guidance")
-    if (home.folder / TRUTH_FILE).exists():
+        known, learnt = find_artefact(session, "targets", "guidance"), _have_learnt(session)
+    if home.task.public_set_labelled and not learnt:
         raise UserError(
             f"first weights have not learnt from the public images yet. Run `ayni coordinator guide {home.folder}` "
             "first; it goes on where it stopped."

@@ -105,7 +105,7 @@ def create_home(
         write_atomic(aside / CONFIG_FILE, config.to_toml())
         write_atomic(aside / TASK_FILE, task.to_json())
         if truth is not None:
-            write_atomic(aside / TRUTH_FILE, encode({"truth": truth}))
+            write_atomic(aside / TRUTH_FILE, encode({"truth": truth}), mode=0o600)
         SiteKeys.load_or_create(aside)
         home = CoordinatorHome.open(aside)
         _fill(home, public_set, time.time())

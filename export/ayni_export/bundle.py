@@ -98,6 +98,12 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     models: Annotated[tuple[ModelFile, ...], Meta(min_length=1)]
     routed: RoutedInfo | None = None
 
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether its figures are those of guessing. An AUC tells nothing unless two classes are held out."""
+        told = self.task_kind == "segmentation" or sum(count > 0 for count in self.num_holdout_per_class.values()) > 1
+        return told and self.validation.shows_nothing
+
 
 class _Metadata(msgspec.Struct):
     """Of the MONAI metadata only our own section is read: the rest is for other programs."""

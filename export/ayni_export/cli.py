@@ -97,7 +97,7 @@ def export(
     typer.echo(f"Signed by {info.site}, {signer.fingerprint}; the coordinator {signer.coordinator} vouches for it.")
     typer.echo("Tell those who will use the bundle one of the two fingerprints by telephone (--signer).")
     typer.echo(f"ONNX Runtime agrees with torch to {info.models[0].parity.logits:.1e} on the logits.")
-    if info.validation.shows_nothing:
+    if info.shows_nothing:
         typer.echo(f"Warning: {info.validation.words()} on held-out {images_word(info)}. {SHOWS_NOTHING}", err=True)
     typer.echo(f"Next: ayni diagnose {bundle} IMAGE...")
 

@@ -147,7 +147,7 @@ def _validation(info: BundleInfo) -> str:
         return f"**Not measured: the site had too few {images_word(info)} to hold any out.**"
     rough = f"**With {scores.num_images} {images_word(info)} these figures are rough.**"
     caution = rough if scores.num_images < FEW_IMAGES else "They describe this site's patients, not those of another."
-    if scores.shows_nothing:
+    if info.shows_nothing:
         caution = f"**{SHOWS_NOTHING}** {caution}"
     held_out = f"{scores.num_images} held-out {images_word(info)}"
     return f"""On {held_out} of this site, which were also used to choose and calibrate it:

@@ -114,11 +114,14 @@ _DEFAULT_NETWORKS: dict[Kind, tuple[Architecture, Architecture]] = {
 class TrainingSettings(_Settings, frozen=True, kw_only=True):
     """`steps_per_round` optimiser steps on private data; a clinic alternates each with one on public data.
 
-    The same in every round and at every site, so that the budget does not depend on how much data a site has.
+    The same in every round and at every site, so that the budget does not depend on how much data a site has. With
+    `clinic_steps` a clinic takes so many on private data: where it takes none on public data, twice as many cost it
+    as much as a clinic that does.
     """
 
     rounds: Annotated[int, Meta(ge=1, le=10_000)]
     steps_per_round: PositiveInt = 25
+    clinic_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # none: as many as the others
     batch_size: Annotated[int, Meta(ge=1, le=4096)] = 32
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
@@ -126,6 +129,10 @@ class TrainingSettings(_Settings, frozen=True, kw_only=True):
     augment: bool = True
     mirror: bool = False  # also left and right, top and bottom: only where an image means the same mirrored
     memory_mb: Annotated[int, Meta(ge=256, le=1_000_000)] = 2048  # what training on volumes may take: patches fit it
+
+    def steps_of(self, role: Role) -> int:
+        """On private data in a round."""
+        return (self.clinic_steps if role == "clinic" else 0) or self.steps_per_round
 
 
 class FedHelpSettings(_Settings, frozen=True, kw_only=True):
@@ -137,7 +144,8 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     rounds: `guidance_weight` 0.
 
     `large_normalise` says whose pixels' mean and deviation a hospital's large network is given images by: those that
-    all sites have in common (the public set's), or the hospital's own, as if it were alone. Nobody else asks it.
+    all sites have in common (the public set's), or the hospital's own, as if it were alone. What it says of the public
+    set (soft labels), it says by the same.
     """
 
     temperature: PositiveFloat = 1.0

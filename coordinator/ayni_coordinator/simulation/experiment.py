@@ -185,6 +185,11 @@ def check_data(data: Path, parts: Iterable[TaskPart]) -> None:
 def _part(path: Path, entry: TaskEntry, methods: tuple[str, ...], tuned: ByTask) -> TaskPart:
     file = path.parent / entry.task
     task = read_task(file)
+    if task.fedhelp.start_steps:
+        raise UserError(
+            f"{file}: in an experiment a method says who teaches first weights (ayni_head_start, ayni_labelled_start). "
+            "Leave fedhelp.start_steps out."
+        )
     found = tuned.get(task.name, {})
     settings = {name: {**found.get(name, {}), **entry.settings.get(name, {})} for name in {**found, **entry.settings}}
     entry = msgspec.structs.replace(entry, settings=settings)

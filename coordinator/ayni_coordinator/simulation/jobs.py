@@ -78,7 +78,7 @@ def _methods(experiment: Experiment, part: TaskPart, seed: int) -> tuple[str, ..
 
 
 def _studies(experiment: Experiment, part: TaskPart, seed: int) -> list[tuple[str, str]]:
-    """Personal models, with the experiment's seeds, and each group that is left out, with its own or these."""
+    """Personal models with the experiment's seeds, and each group that is left out with the study's or else these."""
     personal, plan = part.entry.personal is not None and seed in experiment.seeds, part.entry.leave_out
     groups = plan.groups if plan and seed in (plan.seeds or experiment.seeds) else ()
     return [(PERSONAL, "")] * personal + [(UNSEEN, group) for group in groups]

@@ -30,6 +30,8 @@ def load_public(collection: Collection, plan: PublicPlan, task: Task, data: Path
 
     Raises UserError if the task names no out-of-domain set and one is wanted.
     """
+    if method.labelled and method.public != "in-domain":
+        raise ValueError("truth is known of the task's own public images alone")
     mine = public_indices(collection, plan)
     own_PHWK, truth = collection.pixels_NHWK[mine], collection.truth[mine] if method.labelled else None
     if method.public == "in-domain":

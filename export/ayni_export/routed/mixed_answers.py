@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ayni.tensors.safe import Floats
-from ayni_export.routed.refine import Gradient, Pixels, softmax
+from ayni_export.routed.refine import Doubles, Gradient, Pixels, softmax
 
 AskExpert = Callable[[Pixels, int], Floats]  # an image [h, w, K] and an expert's number -> logits, [C] or [S, X]
 
@@ -32,9 +32,6 @@ def gradient_of_mixed_answers(ask: AskExpert, num_experts: int, *, temperature: 
         return entropy, np.repeat(slope_E[np.newaxis] / len(logits_LE), len(logits_LE), axis=0).astype(np.float32)
 
     return gradient
-
-
-Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def _of_classes(logits_C: Doubles) -> tuple[float, Doubles]:

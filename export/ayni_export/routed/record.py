@@ -113,9 +113,9 @@ class Tried(_Record, frozen=True, kw_only=True):
 
 class Refinement(_Record, frozen=True, kw_only=True):
     """Gradient steps on losses without labels: means over the images of the first step, and over those of the last.
-    In the last `num_own` of them every layer had weights of its own.
+    In the last `num_own` of them each layer was free to have weights of its own.
 
-    Where the bundle has no gradient graph they are steps of `mixed_answers.py`.
+    Where the bundle has no gradient graph they are steps of `mixed_answers.py`, which leave all layers alike.
     """
 
     num_steps: Num

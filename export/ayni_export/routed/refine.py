@@ -23,6 +23,7 @@ LEAST_WEIGHT = 1e-3  # an expert that starts with nothing could not be found aga
 BETA, BETA_OF_SQUARES, EPSILON = 0.9, 0.999, 1e-3  # Adam; a smaller epsilon amplifies rounding
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Gradient = Callable[[Pixels, Floats], tuple[float, Floats]]  # image [h, w, K], logits [L, E] -> loss, gradient [L, E]
 
 
@@ -35,9 +36,9 @@ def refined(
     The images are taken one by one in their order; what was refined before leaves no trace.
     """
     start_LE = np.repeat(start_E[np.newaxis].astype(np.float32), num_layers, axis=0)
-    num_own = num_steps if len(seen) >= OWN_ROWS_FROM else 0
-    seen = seen[::EVERY]
+    is_long, seen = len(seen) >= OWN_ROWS_FROM, seen[::EVERY]
     num_shared = min(num_steps, len(seen))
+    num_own = min(num_steps, len(seen) - num_shared) if is_long else 0
     if not num_shared:
         return start_LE, Refinement(num_steps=0, loss_first=0.0, loss_last=0.0)
     num_steps = num_shared + num_own
@@ -49,14 +50,11 @@ def refined(
         losses.append(float(np.mean([loss for loss, _ in answers])))
         slope_LE = np.mean([each_LE.astype(np.float64) for _, each_LE in answers], axis=0)
         if step == num_shared:
-            adam = _Adam()  # a layer's slope is a part of what all layers' was
+            adam = _Adam()  # its running means were of sums over all layers
         logits_LE = logits_LE - adam.step(slope_LE if step >= num_shared else slope_LE.sum(axis=0))
     return softmax(logits_LE).astype(np.float32), Refinement(
         num_steps=num_steps, num_own=num_own, loss_first=losses[0], loss_last=losses[-1]
     )
-
-
-Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class _Adam:

@@ -18,7 +18,7 @@ from ayni.data.volumes import as_seen, check_same_grid, label_planes, padded, re
 from ayni.errors import DataError
 from ayni.task import ImageSettings
 
-OTHER_SIZE = "Ask the coordinator to set image.resize in the task, or scale the images."
+OTHER_SIZE = "Scale the images, or let the coordinator set image.resize in the task."
 
 
 def gathered(images: Iterable[Pixels], num_images: int, image: ImageSettings) -> Pixels:

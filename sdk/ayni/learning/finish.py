@@ -13,7 +13,7 @@ from ayni.errors import UserError
 from ayni.jobs import Done, FinishTraining, SiteContext, TrainAlone
 from ayni.learning.batches import Normaliser
 from ayni.learning.fine_tune import fine_tuned
-from ayni.learning.learners import Alone, large_normalise_of
+from ayni.learning.learners import Alone
 from ayni.learning.models import Candidate, choose_and_store
 from ayni.learning.networks import Network, load_weights, seeded_network, weights_of
 from ayni.learning.objective import objective_of
@@ -24,7 +24,7 @@ from ayni.learning.site_data import OwnImages, load_own_images
 from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
 from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
 from ayni.learning.training import load_global, normalise_of, read_task_of
-from ayni.task import Architecture, Task
+from ayni.task import Task
 from ayni.tensors.safe import Array, Floats
 
 PERSONAL = "this site's personal model"
@@ -56,17 +56,16 @@ def finish_training(job: FinishTraining) -> Done:
         candidates.append(Candidate(PERSONAL, personal))
     if not candidates:
         raise UserError("this site has trained in no round, so there is no network to choose. Run `ayni train` first.")
-    stored: list[tuple[str, list[Candidate], Architecture, Normaliser]] = [
-        ("federated", candidates, task.large_network, large_normalise_of(own, normalise, task))
-        if is_large
-        else ("federated", candidates, task.small_network, normalise)
-    ]
+    architecture, seen_by = task.large_network if is_large else task.small_network, normalise
+    if state and is_large and state.info.large_mean:
+        seen_by = Normaliser(state.info.large_mean, state.info.large_std)
+    stored = [("federated", candidates, architecture, seen_by)]
     if personal:  # also where it is small and does not diagnose: an expert to share
         stored.append(("personal", [Candidate(PERSONAL, personal)], task.small_network, normalise))
     rounds, steps = (state.info.rounds_trained, state.info.steps_trained) if state else (0, 0)
     scores = {
-        kind: choose_and_store(some, own, how, context, task, kind=kind, network=network, rounds=rounds, steps=steps)
-        for kind, some, network, how in stored
+        kind: choose_and_store(some, own, each, context, task, kind=kind, network=network, rounds=rounds, steps=steps)
+        for kind, some, network, each in stored
     }
     return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores=scores)
 
@@ -103,7 +102,7 @@ def _floats(tensors: dict[str, Array]) -> dict[str, Floats]:
 
 def num_steps_of(task: Task, context: SiteContext) -> int:
     """Optimiser steps that a whole federation would give the network that diagnoses; a clinic's public ones count."""
-    steps = task.training.rounds * task.training.steps_per_round
+    steps = task.training.rounds * task.training.steps_of(context.role)
     if task.dual_kd:
         return steps
     helped = task.guidance.source != "none" and task.fedhelp.guidance_weight > 0

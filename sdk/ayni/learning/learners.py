@@ -87,7 +87,7 @@ class Clinic:
 
     def __init__(self, own: OwnImages, public: PublicImages | None, task: Task, site: str, *, distill: bool) -> None:
         self.task, self.own, self.public, self.objective = task, own, public, objective_of(task.kind)
-        self.num_steps = task.training.rounds * task.training.steps_per_round
+        self.num_steps = task.training.rounds * task.training.steps_of("clinic")
         normalise = public.normalise if public else own.normalise
         self.small = seeded_network(task.small_network, task, seed_of(task.seed, site, "small"))
         self.optimiser = adam(self.small, task.training)
@@ -141,14 +141,15 @@ class Hospital:
 
     def __init__(self, own: OwnImages, normalise: Normaliser, task: Task, site: str) -> None:
         self.task, self.own, self.objective = task, own, objective_of(task.kind)
-        self.num_steps = task.training.rounds * task.training.steps_per_round
+        self.num_steps = task.training.rounds * task.training.steps_of("hospital")
         self.small = seeded_network(task.small_network, task, seed_of(task.seed, site, "small"))
         self.large = seeded_network(task.large_network, task, seed_of(task.seed, site, "large"))
         self.average = averaged(self.large, self.num_steps)
         self.optimisers = (adam(self.small, task.training), adam(self.large, task.training))
         self.batches = own_batches(own, normalise, task, site)
         self.large_normalise = large_normalise_of(own, normalise, task)
-        self.large_batches = own_batches(own, self.large_normalise, task, site)
+        alike = self.large_normalise == normalise
+        self.large_batches = self.batches if alike else own_batches(own, self.large_normalise, task, site)
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "small": self.small,
             "small_adam": self.optimisers[0],
@@ -160,8 +161,7 @@ class Hospital:
     def step(self, number: int) -> dict[str, float]:
         batch = self.batches.at(number)
         truth = batch.of(self.own.train_truth)
-        same = self.large_normalise == self.batches.normalise
-        seen_BCHW = batch.x_BCHW if same else self.large_batches.at(number).x_BCHW
+        seen_BCHW = batch.x_BCHW if self.large_batches is self.batches else self.large_batches.at(number).x_BCHW
         proxy_logits, large_logits = self.small(batch.x_BCHW), self.large(seen_BCHW)
         losses = hospital_losses(proxy_logits, large_logits, truth, self.task.fedhelp, self.objective)
         rate = learning_rate_at(number, self.num_steps, self.task.training)

@@ -30,6 +30,8 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
     loss_sums: dict[str, float] = {}  # over those steps
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
+    large_mean: tuple[float, ...] = ()  # of a hospital's large network, which may be given images by others
+    large_std: tuple[float, ...] = ()
     train_s: float = 0.0
     rounds_trained: int = 0  # by this site, with this round: it may have joined late or missed some
     steps_trained: int = 0  # optimiser steps in those rounds of the network that diagnoses here

@@ -82,8 +82,9 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
         if job.update_out:
             write_atomic(Path(job.update_out), data)
     if job.soft_labels_out and isinstance(learner, Hospital) and public:
-        large, how = learner.average.module, learner.large_normalise
-        soft_labels = answer_public_set(large, how, public, task, context.site, job.round_number)
+        soft_labels = answer_public_set(
+            learner.average.module, learner.large_normalise, public, task, context.site, job.round_number
+        )
         write_atomic(Path(job.soft_labels_out), encode_targets(soft_labels))
     tensors = {**tensors_of(learner.parts), **{f"residual.{k}": v for k, v in residual.items()}}
     if task.personal and task.personal.kind == "iop":
@@ -106,7 +107,9 @@ def make_learner(
 ) -> Participant:
     """With a teacher all sites do the same, clinics and hospitals."""
     if teacher:
-        return Student(own, teacher, task, context.site)
+        student = Student(own, teacher, task, context.site)
+        student.num_steps = task.training.rounds * task.training.steps_of(context.role)
+        return student
     if context.role == "hospital":
         return Hospital(own, normalise_of(own, public, None), task, context.site)
     return Clinic(own, public, task, context.site, distill=context.participation == "distill")
@@ -147,7 +150,10 @@ def _train(
     info = done or resume(learner, checkpoint, name)
     if info is None:
         info = StateInfo(job=name, round_number=job.round_number, pixel_mean=normalise.mean, pixel_std=normalise.std)
-    steps = task.training.steps_per_round
+        if isinstance(learner, Hospital):
+            large = learner.large_normalise
+            info = msgspec.structs.replace(info, large_mean=large.mean, large_std=large.std)
+    steps = task.training.steps_of(job.context.role)
     return run_steps(
         learner,
         info,

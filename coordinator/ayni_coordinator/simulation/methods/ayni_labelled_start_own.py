@@ -1,7 +1,7 @@
 """`ayni_labelled_start` in which a hospital's large network is given images by that hospital's own mean and deviation.
 
-All other networks are averaged, and must see images alike; this one never leaves, and nobody else asks it
-(`fedhelp.large_normalise` of the product).
+All other networks are averaged, and must see images alike; this one never leaves (`fedhelp.large_normalise` of the
+product).
 """
 
 from __future__ import annotations

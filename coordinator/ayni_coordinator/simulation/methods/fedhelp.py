@@ -79,8 +79,8 @@ def train(setup: Setup, learner: Clinic | Hospital, round_number: int) -> None:
 
 
 def soft_labels(setup: Setup, state: State, learner: Hospital, round_number: int) -> bytes:
-    network, how, public = learner.average.module, learner.large_normalise, setup.public.images
-    return encode_targets(answer_public_set(network, how, public, setup.task, state.site.name, round_number))
+    large, normalise, public = learner.average.module, learner.large_normalise, setup.public.images
+    return encode_targets(answer_public_set(large, normalise, public, setup.task, state.site.name, round_number))
 
 
 def aggregate(

@@ -27,7 +27,7 @@ from ayni_export.routed.mixing import mixed, stacked
 from ayni_export.routed.start import Places
 
 WORKLIST = 16  # images that a clinic brings at once
-LONG_WORKLIST = 64  # and the most that a routing looks at
+LONG_WORKLIST = 64  # about as many as a routing looks at; up to 95 are not cut in two
 BATCH = 32  # images that are answered at once; it changes nothing but memory
 
 
