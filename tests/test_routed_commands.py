@@ -86,6 +86,19 @@ def test_a_routed_bundle_is_fitted_to_what_it_is_asked_and_a_bad_file_stops_noth
     assert "1 of 4 files could not be used" in adapted.stderr
 
 
+def test_a_long_worklist_is_refined_layer_by_layer(tmp_path: Path) -> None:
+    save_worklist(tmp_path, "light", 32)
+    words = [f"light-{number}.png" for number in range(32)]
+    plain = ayni("adapt", routed_bundle(), *words, "--out", "plain", cwd=tmp_path)
+    assert (plain.returncode, "--refine has proved worth its time" in said(plain.stdout)) == (0, True)
+    done = ayni("adapt", routed_bundle(), *words, "--out", "ours", "--refine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 gradient steps on unlabelled images, the last 4 of them layer by layer, took" in said(done.stdout)
+    adaptation = json.loads((tmp_path / "ours/adaptation.json").read_bytes())
+    assert adaptation["refinement"]["num_own"] == 4
+    assert len({tuple(row) for row in json.loads((tmp_path / "plain/adaptation.json").read_bytes())["routing"]}) == 1
+
+
 def test_mistakes_are_said_in_one_sentence_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_text("hello")
     save_worklist(tmp_path, "light", 1)
