@@ -146,6 +146,14 @@ def test_what_is_missing_is_said() -> None:
     ]
 
 
+def test_unseen_sites_and_personal_models_may_have_seeds_of_their_own() -> None:
+    unseen = [row("global", "far", 0.7, seed=seed) for seed in (7, 8)]
+    personal = [one for one in runs("personal_10", 0.1) if one.seed == 1]
+    (found,) = by_task([*ROWS, *unseen, row("routed", "far", 0.8, seed=7), *personal])
+    assert found.seeds == (0, 1, 2)
+    assert gaps([found]) == ["pneumonia: `routed` has no run of seed 8."]
+
+
 def test_an_unknown_method_task_and_metric_break_nothing(tmp_path: Path) -> None:
     odd = [
         Row(
@@ -166,7 +174,8 @@ def test_sites_that_never_trained_have_a_table_of_their_own_against_the_global_m
     unseen = [row(m, "site-x", auc, seed=seed) for m, auc in (("global", 0.6), ("routed", 0.7)) for seed in range(2)]
     page = page_of([*ROWS, *unseen], tmp_path)
     assert "## Sites that never trained" in page
-    assert "| `routed` | 0.700 [0.700, 0.700] | **+0.100 [+0.100, +0.100]** | 0.700 (site-x) | 2 of 3 |" in page
+    assert "| `routed` | 0.700 [0.700, 0.700] | **+0.100 [+0.100, +0.100]** | 0.700 (site-x) | 2 |" in page
+    assert "Seeds of the sites that never trained: 0, 1." in page
     assert "## Sites that never trained" not in page_of(ROWS, tmp_path)
     assert "## Sites that never trained" in page_of(unseen, tmp_path)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ayni.errors import DataError
-from ayni_coordinator.simulation.method_titles import in_page_order
+from ayni_coordinator.simulation.method_titles import in_page_order, title_of
 from ayni_coordinator.simulation.results import MAIN_METRICS, Row, SiteRole
 from ayni_coordinator.simulation.statistics import Cells, Estimate, estimate, paired_difference
 
@@ -26,7 +26,7 @@ class TaskEvidence:
     rows: tuple[Row, ...]
     metric: str
     methods: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # of the sites that took part
 
     def of(self, method: str, role: SiteRole) -> list[Row]:
         return [row for row in self.rows if row.method == method and row.role == role]
@@ -80,6 +80,12 @@ class TaskEvidence:
     def seeds_of(self, method: str, role: SiteRole | None = None) -> set[int]:
         return {row.seed for row in self.rows if row.method == method and role in (None, row.role)}
 
+    def seeds_beside(self, method: str) -> set[int]:
+        """Those of all that it is compared with: ways at unseen sites, personal models, or methods of a federation.
+        Each of these may have seeds of its own."""
+        kinds = {row.method: (row.role == "unseen", title_of(row.method).kind == "personal") for row in self.rows}
+        return {row.seed for row in self.rows if kinds[row.method] == kinds[method]}
+
     def second_metrics(self, *roles: SiteRole) -> list[str]:
         """Beside the main one; not those of single structures."""
         names = {name for row in self.rows if row.role in roles for name in row.metrics} - {self.metric}
@@ -123,7 +129,7 @@ def _evidence(task: str, rows: Sequence[Row]) -> TaskEvidence:
         rows=tuple(rows),
         metric=next((name for name in (*MAIN_METRICS, *sorted(metrics)) if name in metrics), ""),
         methods=in_page_order(row.method for row in rows if row.role != "unseen"),
-        seeds=tuple(sorted({row.seed for row in rows})),
+        seeds=tuple(sorted({row.seed for row in rows if row.role != "unseen"})),
     )
 
 

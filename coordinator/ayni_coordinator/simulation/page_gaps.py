@@ -28,12 +28,12 @@ def _gaps(evidence: TaskEvidence, methods: Sequence[str]) -> Iterator[str]:
     absent = [named(method) for method in methods if evidence.methods and method not in evidence.methods]
     if absent:
         yield f"{task}: no run of {listed(absent)}."
-    if len(evidence.seeds) < ENOUGH_SEEDS:
+    if evidence.methods and len(evidence.seeds) < ENOUGH_SEEDS:
         yield f"{task}: {len(evidence.seeds)} of the {ENOUGH_SEEDS} seeds that the intervals need to mean much."
     methods_there = in_page_order(row.method for row in evidence.rows)
     without: dict[tuple[str, ...], list[str]] = {}  # methods by the seeds that they lack
     for method in methods_there:
-        lacking = tuple(str(seed) for seed in evidence.seeds if seed not in evidence.seeds_of(method))
+        lacking = tuple(map(str, sorted(evidence.seeds_beside(method) - evidence.seeds_of(method))))
         without.setdefault(lacking, []).append(named(method))
     for seeds, lacks in without.items():
         if seeds:

@@ -153,7 +153,8 @@ def _seconds_text(seconds: float | None) -> str:
 
 def _seeds_text(evidence: TaskEvidence, method: str, *roles: SiteRole) -> str:
     there = set().union(*(evidence.seeds_of(method, role) for role in roles or ("clinic", "hospital")))
-    return str(len(there)) if there == set(evidence.seeds) else f"{len(there)} of {len(evidence.seeds)}"
+    beside = evidence.seeds_beside(method)
+    return str(len(there)) if there == beside else f"{len(there)} of {len(beside)}"
 
 
 def _score(evidence: TaskEvidence, method: str, role: SiteRole, metric: str = "") -> str:

@@ -37,6 +37,8 @@ def unseen_section(everything: Sequence[TaskEvidence]) -> Iterator[str]:
     for evidence, text in tables:
         if text:
             yield f"### {plain(evidence.task)}"
+            seeds = sorted({row.seed for row in evidence.rows if row.role == "unseen"})
+            yield f"Seeds of the sites that never trained: {', '.join(map(str, seeds))}."
             yield text
 
 
