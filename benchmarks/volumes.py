@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ayni.task import Task, read_task
+from ayni.task import Task
+from ayni.task_file import read_task
 
 ROOT = Path(__file__).parent.parent
 TASK = ROOT / "examples" / "hippocampus" / "task.toml"

@@ -15,7 +15,8 @@ from ayni.learning.losses import class_doubt, mask_doubt
 from ayni.learning.networks import initial_weights, load_weights, seeded_network, weights_of
 from ayni.learning.objective import CLASSIFICATION, SEGMENTATION
 from ayni.learning.teacher import SITE, Teacher, first_weights
-from ayni.task import DualKdSettings, ImageSettings, ResNetSettings, UNetSettings, check_kind
+from ayni.task import DualKdSettings, ImageSettings, ResNetSettings, UNetSettings
+from ayni.task_checks import check_kind
 from ayni.tensors.safe import Floats
 from small_volumes import SIZE, own_volumes, volume_task
 

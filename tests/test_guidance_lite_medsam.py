@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from ayni.errors import IntegrityError, UserError
-from ayni.task import GuidanceSettings, read_task
+from ayni.task import GuidanceSettings
+from ayni.task_file import read_task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import Targets, decode_targets, encode_targets
 from ayni_coordinator.database import transaction

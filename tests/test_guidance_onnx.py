@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from ayni.errors import UserError
-from ayni.task import GuidanceSettings, PersonalSettings, read_task
+from ayni.task import GuidanceSettings, PersonalSettings
+from ayni.task_file import read_task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import decode_targets
 from ayni_coordinator.demo.split import TASK_FILE

@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from ayni.errors import UserError
-from ayni.task import GuidanceSettings, ImageSettings, Kind, Task, TrainingSettings, read_task
+from ayni.task import GuidanceSettings, ImageSettings, Kind, Task, TrainingSettings
+from ayni.task_file import read_task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import Targets, decode_targets
 from ayni_coordinator.database import transaction

@@ -19,7 +19,8 @@ from ayni.learning.losses import mask_distillation_loss, mask_loss, mask_order_l
 from ayni.learning.networks import build_network
 from ayni.learning.objective import SEGMENTATION
 from ayni.learning.scores import dice_of_each, mask_calibration_temperature, score_masks
-from ayni.task import FedHelpSettings, ImageSettings, ResNetSettings, UNetSettings, check_kind
+from ayni.task import FedHelpSettings, ImageSettings, ResNetSettings, UNetSettings
+from ayni.task_checks import check_kind
 from ayni.tensors.targets import Targets, TargetsInfo, decode_targets, encode_targets
 from small_setups import small_task
 

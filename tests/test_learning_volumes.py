@@ -16,7 +16,8 @@ from ayni.learning.batches import Batches, Normaliser, as_tensor, moved, variati
 from ayni.learning.memory import chosen_patch, estimated_mb
 from ayni.learning.networks import build_network, seeded_network
 from ayni.learning.scores import answers, score_volumes
-from ayni.task import ImageSettings, ResNetSettings, check_kind
+from ayni.task import ImageSettings, ResNetSettings
+from ayni.task_checks import check_kind
 from small_volumes import SIZE, boxes, volume_task
 
 PLAIN = Normaliser((0.0,), (1.0,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ayni.errors import UserError
-from ayni.task import read_task
+from ayni.task_file import read_task
 from ayni_coordinator.demo.split import TASK_FILE
 
 

@@ -64,7 +64,7 @@ def init(
     Example: ayni coordinator init centre --task pneumonia/task.toml --endpoint tcp://ayni.example.org:7700
     """
     from ayni.keys import fingerprint
-    from ayni.task import read_task
+    from ayni.task_file import read_task
     from ayni.terminal import TerminalWatcher
     from ayni_coordinator.home import create_home
 

@@ -20,7 +20,8 @@ from PIL import Image
 from ayni.data.images import Pixels
 from ayni.errors import UserError
 from ayni.learning.state import read_history
-from ayni.task import Task, read_task
+from ayni.task import Task
+from ayni.task_file import read_task
 from ayni.tensors import safe
 from ayni.tensors.targets import decode_targets
 from ayni.terminal import TerminalWatcher

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ayni.errors import IntegrityError, UserError
-from ayni.task import Role, read_task
+from ayni.task import Role
+from ayni.task_file import read_task
 
 DATA_FILE = Path(__file__).with_name("pneumoniamnist.npz")
 TASK_FILE = Path(__file__).with_name("task.toml")

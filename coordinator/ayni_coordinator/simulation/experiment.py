@@ -14,7 +14,8 @@ import msgspec
 from msgspec import Meta
 
 from ayni.errors import UserError
-from ayni.task import Name, Task, read_task
+from ayni.task import Name, Task
+from ayni.task_file import read_task
 
 METHODS = "ayni_coordinator.simulation.methods"
 Seed = Annotated[int, Meta(ge=0, lt=2**31)]

@@ -27,7 +27,8 @@ from ayni.learning.scores import answers
 from ayni.learning.site_data import OwnImages, PublicImages, load_own_images, load_public_images
 from ayni.learning.state import State, StateInfo, TrainingFolder, add_history, history_line, read_state, write_state
 from ayni.learning.steps import Tell, mean_losses, peak_rss_mb, resume, run_steps
-from ayni.task import Task, TrafficSettings, check_kind
+from ayni.task import Task, TrafficSettings
+from ayni.task_checks import check_kind
 from ayni.tensors import safe
 from ayni.tensors.safe import Array, Floats
 from ayni.tensors.targets import Targets, TargetsInfo, encode_targets
