@@ -35,50 +35,55 @@ from test_cli_commands import run
 from test_guidance_outlines_http import GUIDE, endpoint_of_the_guide
 
 STEPS, NUM_TRUE, NUM_IMAGES = 6, 9, 12  # the truth of nine of twelve public images is known
-CLASSIFICATION = """
+LABELLED = """
+public_set_licence = "CC0-1.0"
+public_set_labelled = true
+fedhelp = { start_steps = 6 }
+"""
+CLASSIFICATION = (
+    LABELLED
+    + """
 name = "squares"
 title = "Bright squares"
 classes = ["dark", "bright"]
 public_set = "public"
-public_set_licence = "CC0-1.0"
-public_set_labelled = true
 image = { height = 16, width = 16 }
 training = { rounds = 1, batch_size = 4 }
-fedhelp = { start_steps = 6 }
 [networks]
 small = { kind = "resnet", layers = [1, 1, 1, 1], planes = [4, 4, 8, 8], stem_stride = 2 }
 large = { kind = "resnet", layers = [1, 1, 1, 1], planes = [4, 4, 8, 8], stem_stride = 2 }
 """
-SEGMENTATION = """
+)
+SEGMENTATION = (
+    LABELLED
+    + """
 name = "outlines"
 title = "Bright squares"
 kind = "segmentation"
 classes = ["square"]
 public_set = "public"
-public_set_licence = "CC0-1.0"
-public_set_labelled = true
 image = { height = 16, width = 16 }
 training = { rounds = 1, batch_size = 4 }
-fedhelp = { start_steps = 6 }
 [networks]
 small = { kind = "unet", channels = [4, 8], features = 4 }
 large = { kind = "unet", channels = [4, 8], features = 4 }
 """
-VOLUMES = """
+)
+VOLUMES = (
+    LABELLED
+    + """
 name = "boxes"
 title = "Bright boxes"
 kind = "segmentation"
 classes = ["anterior", "posterior"]
 public_set = "public.npz"
-public_set_licence = "CC0-1.0"
-public_set_labelled = true
 image = { depth = 8, height = 16, width = 12, spacing_mm = [2.0, 1.0, 0.5] }
 training = { rounds = 1, batch_size = 2 }
-fedhelp = { start_steps = 6 }
 [networks]
 small = { kind = "unet", channels = [4, 8, 16], features = 4 }
 large = { kind = "unet", channels = [4, 8, 16], features = 4 }
 """
+)
 
 
 # A public set as a person lays it out; its images and the truth of the first as they must come to be known

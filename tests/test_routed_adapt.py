@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ayni.tensors.safe import Floats
-from ayni_export.routed.adapt import Ask, Comparison, Setting, candidates, choose, only_global, shared
+from ayni_export.routed.adapt import Ask, Comparison, Setting, candidates, choose, only_global
 from ayni_export.routed.guard import Limits, answers_of, brief, refusals
 from ayni_export.routed.mixed_answers import gradient_of_mixed_answers
-from ayni_export.routed.refine import Pixels, refined
+from ayni_export.routed.refine import Pixels, refined, shared
 from ayni_export.routed.start import Places, distance, start_weights
 from ayni_export.routed.words import who_spoke
 from ayni_export.routed.worklist import MAX_SEEN_BYTES, MAX_SEEN_IMAGES, evenly_spread

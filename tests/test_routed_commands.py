@@ -90,7 +90,7 @@ def test_a_long_worklist_is_refined_layer_by_layer(tmp_path: Path) -> None:
     save_worklist(tmp_path, "light", 32)
     words = [f"light-{number}.png" for number in range(32)]
     plain = ayni("adapt", routed_bundle(), *words, "--out", "plain", cwd=tmp_path)
-    assert (plain.returncode, "--refine has proved worth its time" in said(plain.stdout)) == (0, True)
+    assert plain.returncode == 0, plain.stderr
     done = ayni("adapt", routed_bundle(), *words, "--out", "ours", "--refine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "8 gradient steps on unlabelled images, the last 4 of them layer by layer, took" in said(done.stdout)

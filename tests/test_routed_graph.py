@@ -25,7 +25,6 @@ from ayni.learning.networks import Network, build_network
 from ayni.learning.statistics import statistics_of
 from ayni.task import Architecture, ImageSettings, ResNetSettings, Task, TrainingSettings, UNetSettings
 from ayni_export.graph import DiagnosisGraph, parity_images, to_onnx
-from ayni_export.routed.adapt import shared
 from ayni_export.routed.answers import MEAN, STD, with_normalisation
 from ayni_export.routed.constants import fold_constants
 from ayni_export.routed.fold import folded
@@ -34,7 +33,7 @@ from ayni_export.routed.layers import layers_of
 from ayni_export.routed.losses import WEIGHTS, terms_of, total
 from ayni_export.routed.mixing import mixed, stacked
 from ayni_export.routed.parity import check_forward, check_gradient
-from ayni_export.routed.refine import refined
+from ayni_export.routed.refine import refined, shared
 from ayni_export.routed.views import View, view
 from ayni_export.runtime import open_session, planes
 from trained_home import trained_model

@@ -15,7 +15,7 @@ from ayni.learning.statistics import training_statistics
 from ayni.task import Kind
 from ayni_coordinator.simulation.unseen import routing
 from ayni_coordinator.simulation.unseen.merging import jensen_shannon
-from ayni_coordinator.simulation.unseen.site import WORKLIST, Participant, UnseenSite
+from ayni_coordinator.simulation.unseen.site import LONG_WORKLIST, WORKLIST, Participant, UnseenSite
 from ayni_coordinator.simulation.unseen.ways import WAYS
 from ayni_export.routed import start
 from small_setups import small_setup, small_task, squares
@@ -81,6 +81,8 @@ def test_worklists_hold_every_image_once_and_are_about_as_long_as_a_clinics(site
     cut = [list(range(NUM_IMAGES))[worklist] for worklist in site.worklists()]
     assert [image for part in cut for image in part] == list(range(NUM_IMAGES))
     assert all(WORKLIST // 2 <= len(part) <= 2 * WORKLIST for part in cut)
+    assert site.worklists(LONG_WORKLIST) == [slice(0, NUM_IMAGES)]
+    assert len(site.worklists(5)) == 4
 
 
 def test_the_oracle_is_no_worse_than_any_one_expert(site: UnseenSite) -> None:

@@ -84,7 +84,6 @@ def adapt(
         from ayni_export.patience import Patience
         from ayni_export.routed.adapting import Reading, adapted, write_adapted
         from ayni_export.routed.experts import routed_info
-        from ayni_export.routed.refine import OWN_ROWS_FROM
         from ayni_export.routed.words import reasons, verdict
     except ModuleNotFoundError as error:
         raise MissingExtraError("adapting", "deploy") from error
@@ -109,8 +108,6 @@ def adapt(
         typer.echo(verdict(info, adaptation))
         for sentence in reasons(info, adaptation):
             typer.echo(f"- {sentence}")
-        if adaptation.num_images >= OWN_ROWS_FROM and not refine and info.has_gradient:
-            typer.echo(f"With {OWN_ROWS_FROM} {info.what}s and more, --refine has proved worth its time.")
         typer.echo(f"Next: ayni diagnose {out} IMAGE...")
     if adaptation.num_unreadable:
         typer.echo(f"{adaptation.num_unreadable} of {len(images)} files could not be used.", err=True)

@@ -15,7 +15,7 @@ import numpy as np
 from ayni.tensors.safe import Floats
 from ayni_export.routed.guard import Limits, Reply, answers_of, brief, refusals
 from ayni_export.routed.record import Answers, Chosen, Refinement, Tried
-from ayni_export.routed.refine import Gradient, Pixels, refined
+from ayni_export.routed.refine import Gradient, Pixels, refined, shared
 from ayni_export.routed.start import Places, distance, start_weights
 
 Ask = Callable[[Pixels], Floats]  # an image [h, w, K] -> probabilities [C] or [S, h, w]
@@ -80,11 +80,6 @@ def candidates(
         return [start]
     refined_LE, refinement = refined(seen, start_E, gradient, num_layers)
     return [Candidate("refined", refined_LE, refinement), start]
-
-
-def shared(weights_E: Floats, num_layers: int) -> Floats:
-    """[L, E]: the same row in every layer."""
-    return np.repeat(weights_E[np.newaxis].astype(np.float32), num_layers, axis=0)
 
 
 def only_global(num_layers: int, num_experts: int) -> Floats:

@@ -35,7 +35,7 @@ def refined(
 
     The images are taken one by one in their order; what was refined before leaves no trace.
     """
-    start_LE = np.repeat(start_E[np.newaxis].astype(np.float32), num_layers, axis=0)
+    start_LE = shared(start_E, num_layers)
     is_long, seen = len(seen) >= OWN_ROWS_FROM, seen[::EVERY]
     num_shared = min(num_steps, len(seen))
     num_own = min(num_steps, len(seen) - num_shared) if is_long else 0
@@ -55,6 +55,11 @@ def refined(
     return softmax(logits_LE).astype(np.float32), Refinement(
         num_steps=num_steps, num_own=num_own, loss_first=losses[0], loss_last=losses[-1]
     )
+
+
+def shared(weights_E: Floats, num_layers: int) -> Floats:
+    """[L, E]: the same row in every layer."""
+    return np.repeat(weights_E[np.newaxis].astype(np.float32), num_layers, axis=0)
 
 
 class _Adam:
