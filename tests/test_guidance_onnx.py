@@ -17,13 +17,14 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from ayni.errors import UserError
+from ayni.learning.pretrained import WEIGHTS_SHA256
 from ayni.task import GuidanceSettings, PersonalSettings
 from ayni.task_file import read_task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.targets import decode_targets
 from ayni_coordinator.demo.split import TASK_FILE
 from ayni_coordinator.guidance import guide
-from ayni_coordinator.guidance.models.efficientnet_lite0 import WEIGHTS_SHA256, convert_lite0
+from ayni_coordinator.guidance.models.efficientnet_lite0 import convert_lite0
 from ayni_coordinator.guidance.models.onnx import OnnxModel
 from ayni_coordinator.guidance.models.onnx import open_model as open_onnx
 from ayni_coordinator.guidance.source import open_source

@@ -83,7 +83,19 @@ def test_the_gradient_of_a_flat_image_is_a_number() -> None:
     assert of_x.abs().max() < 1e-3
 
 
-def test_a_grouped_convolution_is_refused() -> None:
+def test_a_frozen_grouped_convolution_lets_the_gradient_through() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(8, 1, 3, 3, generator=torch.Generator().manual_seed(2)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.get_buffer("weight"), stride=2, padding=1, groups=4)
+
+    gradients_agree(Frozen(), torch.randn((2, 4, 6, 7), generator=torch.Generator().manual_seed(1)))
+
+
+def test_the_weight_of_a_grouped_convolution_is_refused() -> None:
     conv = nn.Conv2d(4, 4, 3, groups=2)
     with pytest.raises(ValueError, match="grouped convolution"):
         gradients_agree(conv, torch.randn(1, 4, 5, 5))

@@ -36,6 +36,7 @@ Model `{info.name}`, version `{info.version}`, for the {info.role} **{info.site}
 ## How it was made
 
 - {how} ({info.steps} optimiser steps at this site).
+{_others(info)}\
 - Chosen on the site's own held-out {images}: {info.chosen}.
 - Finished {info.created}. {_calibration(info)}
 
@@ -61,13 +62,22 @@ logits within {parity.logits:.1e} (allowed {parity.tolerance:g}).
 """
 
 
+def _others(info: BundleInfo) -> str:
+    return f"- It holds {info.work_of_others}; no site trained them.\n" if info.work_of_others else ""
+
+
 def licence_note(info: BundleInfo) -> str:
     return (
         f"This bundle holds a model that the site {info.site!r} made within the task {info.task!r}.\n"
         "The rights in the model lie with that site and with its federation, under the terms on which they agreed;\n"
         "the bundle by itself grants none. Ayni, the software that made it, is licensed under Apache-2.0.\n"
         "The model is provided as is, without warranty of any kind. It is not a medical device.\n"
+        f"{licence_of_others(info)}"
     )
+
+
+def licence_of_others(info: BundleInfo) -> str:
+    return f"It holds {info.work_of_others}.\n" if info.work_of_others else ""
 
 
 def _size(info: BundleInfo) -> str:

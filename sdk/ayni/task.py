@@ -86,7 +86,30 @@ class UNetSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag="
         return self.channels[-1], self.smallest_step
 
 
-Architecture = ResNetSettings | UNetSettings
+HALVING_BLOCKS = (1, 3, 5, 11)  # of EfficientNet-Lite0; its first convolution halves the image too
+
+
+class PretrainedSettings(_Settings, frozen=True, kw_only=True, tag_field="kind", tag="efficientnet-lite0"):
+    """Classification of few images: the first `blocks` of EfficientNet-Lite0 as ImageNet taught them, which no site
+    trains or sends, and after them a 3 x 3 convolution to each of `planes` channels, which all do."""
+
+    blocks: Annotated[int, Meta(ge=1, le=16)] = 5
+    planes: Annotated[tuple[PositiveInt, ...], Meta(min_length=1, max_length=8)] = (64,)
+
+    @property
+    def bottleneck(self) -> tuple[int, int]:
+        """Channels of the deepest features, and how many times smaller than the image they are."""
+        return self.planes[-1], int(2 ** (1 + sum(block < self.blocks for block in HALVING_BLOCKS)))
+
+
+Architecture = ResNetSettings | UNetSettings | PretrainedSettings
+
+
+def work_of_others(network: Architecture) -> str:
+    """What others have made of such a network, and their licence; "" if nothing."""
+    if isinstance(network, PretrainedSettings):
+        return "the first layers of EfficientNet-Lite0 as ImageNet taught them (Apache-2.0)"
+    return ""
 
 
 class NetworkSettings(_Settings, frozen=True, kw_only=True):

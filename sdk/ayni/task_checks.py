@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ayni.errors import UserError
-from ayni.task import Architecture, ImageSettings, ResNetSettings, Task, UNetSettings
+from ayni.task import Architecture, ImageSettings, PretrainedSettings, Task, UNetSettings
 
 
 def check_kind(task: Task) -> None:
@@ -22,12 +22,17 @@ def check_kind(task: Task) -> None:
             )
         if task.image.patch:
             raise UserError("image.patch is for segmentation: a class is told from the whole volume.")
-        if not all(isinstance(one, ResNetSettings) for one in architectures):
-            raise UserError('classification takes networks of the kind "resnet"; a "unet" is for segmentation.')
+        if any(isinstance(one, UNetSettings) for one in architectures):
+            raise UserError(
+                'classification takes networks of the kinds "resnet" and "efficientnet-lite0"; a "unet" is for '
+                "segmentation."
+            )
+        if task.image.depth and any(isinstance(one, PretrainedSettings) for one in architectures):
+            raise UserError('"efficientnet-lite0" has learnt from photographs: for volumes take a "resnet".')
         return
     for one in architectures:
         if not isinstance(one, UNetSettings):
-            raise UserError('segmentation takes networks of the kind "unet"; a "resnet" is for classification.')
+            raise UserError('segmentation takes networks of the kind "unet"; others are for classification.')
         if any(side % one.smallest_step for side in task.image.seen):
             what = "patches" if task.image.patch else "images"
             raise UserError(

@@ -47,9 +47,9 @@ def convolution_backward(
     groups: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of x, weight and bias. Raises ValueError for grouped convolutions, which our networks do not have."""
-    if groups != 1:
-        raise ValueError("the backward step of a grouped convolution is not written")
+    """Of x, weight and bias. Raises ValueError for the weight of a grouped convolution: ours are frozen."""
+    if groups != 1 and wanted[1]:
+        raise ValueError("the backward step of a grouped convolution's weight is not written")
     num_axes = weight_OIX.ndim - 2
     of_x = of_weight = of_bias = None
     if wanted[0]:
@@ -62,7 +62,7 @@ def convolution_backward(
         ]
         rest = [0 if transposed else x_BIX.shape[2 + i] - reached[i] for i in range(num_axes)]
         of_x = aten.convolution.default(
-            gradient_BOX, weight_OIX, None, stride, padding, dilation, not transposed, rest, 1
+            gradient_BOX, weight_OIX, None, stride, padding, dilation, not transposed, rest, groups
         )
     if wanted[1]:  # a transposed convolution is the way back of a plain one: its input and output change places
         large, small = (gradient_BOX, x_BIX) if transposed else (x_BIX, gradient_BOX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ayni_export.bundle import BundleInfo
+from ayni_export.model_card import licence_of_others
 from ayni_export.routed.record import RoutedInfo
 
 
@@ -80,4 +81,5 @@ def routed_licence(info: BundleInfo, routed: RoutedInfo) -> str:
         "The rights in the models lie with those sites and their federation, under the terms on which they agreed;\n"
         "the bundle by itself grants none. Ayni, the software that made it, is licensed under Apache-2.0.\n"
         "The models are provided as is, without warranty of any kind. They are not a medical device.\n"
+        f"{licence_of_others(info)}"
     )

