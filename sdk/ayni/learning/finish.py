@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -40,32 +41,32 @@ def finish_training(job: FinishTraining) -> Done:
     teacher = load_teacher(job.teacher, task)
     normalise = Normaliser(state.info.pixel_mean, state.info.pixel_std) if state else normalise_of(own, None, teacher)
     network, is_large = _global_network(job, task), _diagnoses_large(context, task)
+    small = functools.partial(Candidate, network=task.small_network, normalise=normalise)
     candidates = []
     if state and is_large:
+        info = state.info
+        seen_by = Normaliser(info.large_mean, info.large_std) if info.large_mean else normalise
+        large = functools.partial(Candidate, network=task.large_network, normalise=seen_by)
         candidates = [
-            Candidate("the large network, averaged", _floats(under(state.tensors, "average.module"))),
-            Candidate("the large network", _floats(under(state.tensors, "large"))),
+            large("the large network, averaged", weights=_floats(under(state.tensors, "average.module"))),
+            large("the large network", weights=_floats(under(state.tensors, "large"))),
         ]
-    elif not is_large:
-        if network:
-            candidates.append(Candidate(f"the global model of round {job.rounds}", weights_of(network)))
-        if state:
-            candidates.append(Candidate("this site's last small network", _floats(under(state.tensors, "small"))))
+    if network and (not is_large or (candidates and task.fedhelp.hospital_takes == "best")):
+        candidates.append(small(f"the global model of round {job.rounds}", weights=weights_of(network)))
+    if state and not is_large:
+        candidates.append(small("this site's last small network", weights=_floats(under(state.tensors, "small"))))
     personal = _personal(task, context.site, own, normalise, network, state)
     if personal and not is_large:
-        candidates.append(Candidate(PERSONAL, personal))
+        candidates.append(small(PERSONAL, weights=personal))
     if not candidates:
         raise UserError("this site has trained in no round, so there is no network to choose. Run `ayni train` first.")
-    architecture, seen_by = task.large_network if is_large else task.small_network, normalise
-    if state and is_large and state.info.large_mean:
-        seen_by = Normaliser(state.info.large_mean, state.info.large_std)
-    stored = [("federated", candidates, architecture, seen_by)]
+    stored = {"federated": candidates}
     if personal:  # also where it is small and does not diagnose: an expert to share
-        stored.append(("personal", [Candidate(PERSONAL, personal)], task.small_network, normalise))
+        stored["personal"] = [small(PERSONAL, weights=personal)]
     rounds, steps = (state.info.rounds_trained, state.info.steps_trained) if state else (0, 0)
     scores = {
-        kind: choose_and_store(some, own, each, context, task, kind=kind, network=network, rounds=rounds, steps=steps)
-        for kind, some, network, each in stored
+        kind: choose_and_store(some, own, context, task, kind=kind, rounds=rounds, steps=steps)
+        for kind, some in stored.items()
     }
     return Done(num_examples=len(own.train_truth), peak_rss_mb=peak_rss_mb(), scores=scores)
 
@@ -138,14 +139,12 @@ def train_alone(job: TrainAlone, tell: Tell) -> Done:
         _add_point(folder, learner.average.module, task, own, info)
         info = msgspec.structs.replace(info, round_number=round_number + 1, step=0, loss_sums={})
     write_state(checkpoint, State(info, tensors_of(learner.parts)))
-    candidates = [
-        Candidate("the network, averaged", weights_of(learner.average.module)),
-        Candidate("the network", weights_of(learner.network)),
-    ]
     network = task.large_network if is_large else task.small_network
-    validation = choose_and_store(
-        candidates, own, own.normalise, context, task, kind="alone", network=network, rounds=0, steps=num_steps
-    )
+    candidates = [
+        Candidate("the network, averaged", network, own.normalise, weights_of(learner.average.module)),
+        Candidate("the network", network, own.normalise, weights_of(learner.network)),
+    ]
+    validation = choose_and_store(candidates, own, context, task, kind="alone", rounds=0, steps=num_steps)
     checkpoint.unlink()
     return Done(
         num_examples=len(own.train_truth),

@@ -28,33 +28,27 @@ from ayni.trained_model import MODEL_FILE, MODEL_KINDS, WEIGHTS_FILE, Scores, Tr
 
 
 class Candidate(NamedTuple):
-    """A network that may be chosen; the first of a list wins ties."""
+    """A network that may be chosen, and how it is given images; the first of a list wins ties."""
 
     name: str
+    network: Architecture
+    normalise: Normaliser
     weights: dict[str, Floats]
 
 
-def _answers_of(
-    settings: Architecture,
-    image: ImageSettings,
-    weights: dict[str, Floats],
-    pixels_NCHW: Tensor,
-    normalise: Normaliser,
-) -> Tensor:
-    network = build_network(settings, image, len(weights["head.bias"]))
-    load_weights(network, weights)
-    return answers(network, pixels_NCHW, normalise)
+def _answers_of(candidate: Candidate, image: ImageSettings, pixels_NCHW: Tensor) -> Tensor:
+    network = build_network(candidate.network, image, len(candidate.weights["head.bias"]))
+    load_weights(network, candidate.weights)
+    return answers(network, pixels_NCHW, candidate.normalise)
 
 
 def choose_and_store(
     candidates: Sequence[Candidate],
     own: OwnImages,
-    normalise: Normaliser,
     context: SiteContext,
     task: Task,
     *,
     kind: str,
-    network: Architecture,
     rounds: int,
     steps: int,
 ) -> Scores:
@@ -64,7 +58,7 @@ def choose_and_store(
     """
     truth, objective = own.holdout_truth, objective_of(task.kind)
     if len(truth):
-        logits = [_answers_of(network, task.image, c.weights, own.holdout_MCHW, normalise) for c in candidates]
+        logits = [_answers_of(candidate, task.image, own.holdout_MCHW) for candidate in candidates]
         figures = [objective.score(some_logits, truth) for some_logits in logits]
         best = best_of([figure.main for figure in figures], objective.chance(logits[0], truth))
         chosen, temperature = candidates[best], objective.temperature(logits[best], truth)
@@ -80,9 +74,9 @@ def choose_and_store(
         site=context.site,
         role=context.role,
         task=task,
-        network=network,
-        pixel_mean=normalise.mean,
-        pixel_std=normalise.std,
+        network=chosen.network,
+        pixel_mean=chosen.normalise.mean,
+        pixel_std=chosen.normalise.std,
         temperature=temperature,
         num_train_per_class=own.count(own.train_truth, task.classes),
         num_holdout_per_class=own.count(truth, task.classes),
@@ -124,13 +118,14 @@ def evaluate(job: Evaluate) -> Done:
             continue
         model = TrainedModel.read(folder)
         normalise, image = Normaliser(model.pixel_mean, model.pixel_std), model.task.image
+        stored = Candidate(kind, model.network, normalise, read_weights(folder))
         if model.task.kind == "segmentation":
             segmented = load_segmented(Path(job.data), image, model.task.classes, job.split)
             pixels_NCHW, masks_NSHW = as_tensor(segmented.pixels_NHWC), torch.from_numpy(segmented.masks_NSHW)
-            logits = _answers_of(model.network, image, read_weights(folder), pixels_NCHW, normalise)
+            logits = _answers_of(stored, image, pixels_NCHW)
             scores[kind] = final_scores(logits, masks_NSHW, model.task)
             continue
         images = load_images(Path(job.data), image, model.task.classes, job.split)
-        logits = _answers_of(model.network, image, read_weights(folder), as_tensor(images.pixels_NHWC), normalise)
+        logits = _answers_of(stored, image, as_tensor(images.pixels_NHWC))
         scores[kind] = score(logits, torch.from_numpy(images.labels_N))
     return Done(scores=scores)

@@ -100,7 +100,7 @@ def _build_resnet(settings: ResNetSettings, image: ImageSettings, num_outputs: i
 def _build_pretrained(settings: PretrainedSettings, image: ImageSettings, num_outputs: int) -> Network:
     """Without normalisation of its own: in few images the level of a colour may be what tells them apart, and each
     image's own would take that away."""
-    stem = frozen_stem(settings.blocks, image.channels)
+    stem = frozen_stem(settings.blocks, image)
     parts: OrderedDict[str, nn.Module] = OrderedDict(stem=stem)
     num_channels = stem.num_features
     for number, num_planes in enumerate(settings.planes, start=1):

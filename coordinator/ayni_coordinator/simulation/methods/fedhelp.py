@@ -98,14 +98,16 @@ def aggregate(
 
 
 def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candidate]:
-    """As `ayni train` chooses at the end: a hospital between its large networks, a clinic between the global model and
-    what its last round made of it."""
+    """As `ayni train` chooses at the end: a hospital between its large networks (and the global model, if the task says
+    so), a clinic between the global model and what its last round made of it."""
     learner = state.learner
-    if isinstance(learner, Hospital):
-        return [Candidate(network, learner.large_normalise) for network in (learner.average.module, learner.large)]
     last = copy.deepcopy(learner.small)
     state.model.receive(received, learner.small)
-    return [Candidate(network, setup.normalise) for network in (learner.small, last)]
+    if isinstance(learner, Clinic):
+        return [Candidate(network, setup.normalise) for network in (learner.small, last)]
+    large = [Candidate(network, learner.large_normalise) for network in (learner.average.module, learner.large)]
+    common = [Candidate(learner.small, setup.normalise)] if setup.task.fedhelp.hospital_takes == "best" else []
+    return large + common
 
 
 def with_settings(**changes: Any) -> Callable[[Task], Task]:

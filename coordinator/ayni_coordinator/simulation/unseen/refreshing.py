@@ -32,12 +32,12 @@ def norm_refresh(site: UnseenSite) -> Tensor:
 
 def tent(site: UnseenSite) -> Tensor:
     """TENT (Wang et al. 2021, arXiv 2006.10726): the normalisation's scales and shifts follow the answers' entropy
-    down; from the global model again for each worklist."""
+    down; from the global model again for each worklist. Those of frozen layers too, which keep their statistics."""
     parts = []
     for worklist in site.worklists():
         network = copy.deepcopy(site.network).requires_grad_(False)
-        norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-        weights = [weight.requires_grad_(True) for norm in norms for weight in norm.parameters()]
+        norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm | nn.BatchNorm2d)]
+        weights = [weight.requires_grad_(True) for norm in norms for weight in (norm.weight, norm.bias)]
         optimiser = torch.optim.Adam(weights, lr=TENT_RATE)
         x_BCHW = site.normalise(site.pixels_NKHW[worklist])
         for _ in range(TENT_STEPS):
