@@ -23,8 +23,8 @@ PIXEL_STD = 0.5  # about that of photographs as the weights have learnt them: (v
 
 
 def efficientnet_lite0(size: tuple[int, ...] = (224, 224)) -> nn.Module:
-    """The whole network; its convolutions are padded for images of this size (height, width). The weights are a pickled file: it is read as tensors alone, after its
-    SHA-256 was found to be the one known here.
+    """The whole network; its convolutions are padded for images of this size (height, width). The weights are a pickled
+    file: it is read as tensors alone, after its SHA-256 was found to be the one known here.
 
     Raises MissingExtraError without the packages, IntegrityError if the weights are others.
     """
