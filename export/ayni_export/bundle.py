@@ -95,7 +95,7 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_holdout_per_class: dict[str, int]
     validation: Scores
     weights_sha256: str
-    work_of_others: str = ""  # layers that were not trained here, and their licence
+    layers_of_others: str = ""  # layers that were not trained here, and their licence
     models: Annotated[tuple[ModelFile, ...], Meta(min_length=1)]
     routed: RoutedInfo | None = None
 

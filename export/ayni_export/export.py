@@ -13,7 +13,7 @@ from ayni.errors import IntegrityError, UserError
 from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, SiteKeys
 from ayni.learning.networks import Network, build_network, load_weights, shapes_of
 from ayni.site.state import read_settings
-from ayni.task import work_of_others
+from ayni.task import layers_of_others
 from ayni.tensors import safe
 from ayni.trained_model import WEIGHTS_FILE, TrainedModel
 from ayni_export import bundle as parts
@@ -127,6 +127,6 @@ def _bundle_info(model: TrainedModel, digest: str, parity: Parity) -> BundleInfo
         num_holdout_per_class=model.num_holdout_per_class,
         validation=model.validation,
         weights_sha256=digest,
-        work_of_others=work_of_others(model.network),
+        layers_of_others=layers_of_others(model.network),
         models=(ModelFile(path=parts.MODEL_FILE, precision="fp32", parity=parity),),
     )

@@ -58,12 +58,12 @@ Model `{info.name}`, version `{info.version}`, for the {info.role} **{info.site}
 - ONNX, single precision; {_preprocessing(info)}. Input `pixels`: uint8 [{images}, {shape}].
 - ONNX Runtime {parity.onnxruntime_version} against PyTorch {parity.pytorch_version} on {parity.num_images} {images}: \
 logits within {parity.logits:.1e} (allowed {parity.tolerance:g}).
-- SHA-256 of the weights: `{info.weights_sha256}`
+- SHA-256 of the weights that were trained here: `{info.weights_sha256}`
 """
 
 
 def _others(info: BundleInfo) -> str:
-    return f"- It holds {info.work_of_others}; no site trained them.\n" if info.work_of_others else ""
+    return f"- It holds {info.layers_of_others}; no site trained them.\n" if info.layers_of_others else ""
 
 
 def licence_note(info: BundleInfo) -> str:
@@ -77,7 +77,7 @@ def licence_note(info: BundleInfo) -> str:
 
 
 def licence_of_others(info: BundleInfo) -> str:
-    return f"It holds {info.work_of_others}.\n" if info.work_of_others else ""
+    return f"It holds {info.layers_of_others}.\n" if info.layers_of_others else ""
 
 
 def _size(info: BundleInfo) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import ayni
 from ayni_export.bundle import BundleInfo
+from ayni_export.model_card import licence_of_others
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
@@ -24,7 +25,7 @@ def monai_metadata(info: BundleInfo, versions: Mapping[str, str]) -> dict[str, o
         "task": info.title,
         "description": f"{_what_it_does(info)}; {info.kind} model of the site {info.site}.",
         "authors": f"{info.site}, with Ayni {ayni.__version__}",
-        "copyright": f"The site {info.site} and its federation",
+        "copyright": f"The site {info.site} and its federation. {licence_of_others(info)}".strip(),
         "data_source": "private images of the sites that took part; they never left these sites",
         "data_type": "uint8 voxels" if info.image.depth else "uint8 pixels",
         "image_classes": f"{info.image.channels} channel(s), 0 to 255",

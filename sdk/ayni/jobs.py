@@ -30,8 +30,8 @@ class TrainRound(msgspec.Struct, frozen=True, kw_only=True, tag="train-round"):
 
     `global_model` lists the artefacts that make the global model: one whole, then changes; empty if no weights
     travel. Its tensors' digest must be `global_digest`. `guidance` are the foundation model's targets, `consensus`
-    the hospitals', `teacher` the network that a task with `dual_kd` has. What is to be sent is written to `update_out`
-    and `soft_labels_out` if these are given.
+    the hospitals', `labels` the truth of public images, `teacher` the network that a task with `dual_kd` has. What is
+    to be sent is written to `update_out` and `soft_labels_out` if these are given.
     """
 
     context: SiteContext
@@ -44,6 +44,7 @@ class TrainRound(msgspec.Struct, frozen=True, kw_only=True, tag="train-round"):
     update_out: str | None
     soft_labels_out: str | None
     teacher: str | None = None
+    labels: str | None = None
 
 
 class FinishTraining(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):

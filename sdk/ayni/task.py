@@ -105,11 +105,14 @@ class PretrainedSettings(_Settings, frozen=True, kw_only=True, tag_field="kind",
 Architecture = ResNetSettings | UNetSettings | PretrainedSettings
 
 
-def work_of_others(network: Architecture) -> str:
-    """What others have made of such a network, and their licence; "" if nothing."""
-    if isinstance(network, PretrainedSettings):
-        return "the first layers of EfficientNet-Lite0 as ImageNet taught them (Apache-2.0)"
-    return ""
+def layers_of_others(network: Architecture) -> str:
+    """Which layers of such a network others have trained, and their licence; "" if none."""
+    if not isinstance(network, PretrainedSettings):
+        return ""
+    return (
+        "the first layers of EfficientNet-Lite0 (Copyright 2020 ML Illustrated, Apache-2.0, "
+        "https://www.apache.org/licenses/LICENSE-2.0), as ImageNet taught them but for the scale of the first"
+    )
 
 
 class NetworkSettings(_Settings, frozen=True, kw_only=True):
@@ -163,14 +166,18 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     with that; it costs no byte. Where outlines are the task's own structures, clinics then need no guidance in the
     rounds: `guidance_weight` 0.
 
+    With a `label_weight` a clinic's public head also learns, in the rounds, the labels of public images (the paper's
+    cross-entropy "where labels exist"): then these labels travel to the clinics.
+
     `large_normalise` says whose pixels' mean and deviation a hospital's large network is given images by: those that
     all sites have in common (the public set's), or the hospital's own, as if it were alone. What it says of the public
     set (soft labels), it says by the same. `hospital_takes` says what a hospital diagnoses with: its large network, or
-    the common small one where that is better on its held-out images by more than chance ("best").
+    the common small one where that is better on its held-out images by more than chance ("best"; weights must travel).
     """
 
     temperature: PositiveFloat = 1.0
     guidance_weight: NonNegativeFloat = 1.0
+    label_weight: NonNegativeFloat = 0.0
     consensus_weight: NonNegativeFloat = 0.0
     forward_weight: NonNegativeFloat = 1.0
     ranking_weight: NonNegativeFloat = 0.2
@@ -270,7 +277,7 @@ class Task(_Settings, frozen=True, kw_only=True):
     """One task of one federation. `public_set` and `guidance.model` are the coordinator's; sites get them blank.
 
     A `public_set_labelled` is laid out as a site's data are; its labels (or masks) teach the first weights, where
-    `fedhelp.start_steps` says so, and stay at the coordinator.
+    `fedhelp.start_steps` says so, and stay at the coordinator, unless `fedhelp.label_weight` sends them to clinics.
 
     `classes` are what an image can be (classification, one of at least two), or the structures that are outlined in it
     (segmentation, at least one; each pixel belongs to any number of them).

@@ -69,11 +69,17 @@ def _check_sense(task: Task, path: Path) -> None:
         raise UserError(f"{path}: guidance needs a public_set: the foundation model sees nothing else.")
     if task.public_set_labelled and not task.public_set:
         raise UserError(f"{path}: public_set_labelled needs a public_set, whose labels they are.")
-    if task.public_set_labelled and not task.fedhelp.start_steps:
+    if task.fedhelp.label_weight and not task.public_set_labelled:
+        raise UserError(f"{path}: fedhelp.label_weight needs labels. Set public_set_labelled, or label_weight to 0.")
+    if task.public_set_labelled and not task.fedhelp.start_steps and not task.fedhelp.label_weight:
         raise UserError(
-            f"{path}: labels of the public set teach the first weights, and nothing else. Set fedhelp.start_steps, or "
-            "public_set_labelled to false."
+            f"{path}: labels of the public set teach the first weights, or clinics in the rounds. Set "
+            "fedhelp.start_steps or fedhelp.label_weight, or public_set_labelled to false."
         )
+    if task.fedhelp.hospital_takes == "best" and task.dual_kd:
+        raise UserError(f"{path}: with [dual_kd] nobody trains a large network. Set fedhelp.hospital_takes to large.")
+    if task.fedhelp.label_weight and task.dual_kd:
+        raise UserError(f"{path}: with [dual_kd] no public set travels. Set fedhelp.label_weight to 0.")
     if task.fedhelp.start_steps and task.dual_kd:
         raise UserError(f"{path}: with [dual_kd] its teacher teaches the first weights. Set dual_kd.start_steps.")
     if task.fedhelp.start_steps and task.guidance.source == "none" and not task.public_set_labelled:

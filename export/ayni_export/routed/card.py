@@ -35,7 +35,7 @@ without labels; the report of each diagnosis shows the mixture.
 ## Experts
 
 Each site agreed to share its model, and can withdraw it from later bundles. No {what} left any site.
-
+{licence_of_others(info)}
 | expert | training {what}s | {what}s behind its statistics |
 |---|---:|---:|
 {rows}

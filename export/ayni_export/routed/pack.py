@@ -25,7 +25,7 @@ from torch import Tensor
 from ayni.data.volume_file import size_text
 from ayni.errors import IntegrityError, UserError
 from ayni.learning.networks import Network
-from ayni.task import work_of_others
+from ayni.task import layers_of_others
 from ayni.tensors import safe
 from ayni.trained_model import Scores
 from ayni_export import bundle as parts
@@ -164,7 +164,7 @@ def _info(federation: Federation, routed: RoutedInfo, parity: Parity, digest: st
         num_holdout_per_class={},
         validation=Scores(num_images=0),
         weights_sha256=digest,
-        work_of_others=work_of_others(task.small_network),
+        layers_of_others=layers_of_others(task.small_network),
         models=(ModelFile(path=record.PLAIN_FILE, precision="fp32", parity=parity),),
         routed=routed,
     )

@@ -16,7 +16,8 @@ _PURPOSE = "manifest"
 
 
 class Artefact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One content-addressed file. `name` tells artefacts of a kind apart ("guidance", "consensus", "whole", "change").
+    """One content-addressed file. `name` tells artefacts of a kind apart ("guidance", "labels", "consensus"; "whole",
+    "change").
 
     A model of round r is the last `whole` one before it and the `change`s after that; `digest` is the SHA-256 of the
     tensors (`ayni.tensors.safe.digest`) that come out.

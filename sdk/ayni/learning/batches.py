@@ -146,6 +146,12 @@ class Batch:
         maps_BSHW = some_B.float() if self.rows_BA1 is None else moved(some_B.float(), self.rows_BA1)
         return maps_BSHW if self.cut is None else self.cut(maps_BSHW)
 
+    def where(self, is_in_B: Tensor) -> Batch:
+        """Those images of it for which `is_in_B` is true."""
+        rows_BA1 = None if self.rows_BA1 is None else self.rows_BA1[is_in_B]
+        cut = None if self.cut is None else Cut(self.cut.starts_B3[is_in_B], self.cut.size)
+        return Batch(self.x_BCHW[is_in_B], self.chosen_B[is_in_B], rows_BA1, cut)
+
 
 class Batches:
     """A set of images as batches by the number of the step; each is varied anew if the task says so. `patch`: so much

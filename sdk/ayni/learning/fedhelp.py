@@ -30,18 +30,27 @@ def clinic_public_loss(
     guidance: Tensor | None,
     consensus: Tensor | None,
     consensus_weight: float,
+    truth: Tensor | None = None,
+    is_labelled_B: Tensor | None = None,
     settings: FedHelpSettings,
     objective: Objective = CLASSIFICATION,
 ) -> Tensor:
-    """Public images: `public_head` learns what the foundation model answered, the diagnosis head the consensus.
+    """Public images: `public_head` learns what the foundation model answered, and by its last outputs the `truth` of
+    those images for which `is_labelled_B`, where it is known; the diagnosis head learns the consensus.
 
-    Without guidance or without consensus that term is absent; without both there is no public step to take.
+    A term is absent without what it learns from; without all of it there is no public step to take.
     """
     features = network.features(x_BCHW)
     loss = features.new_zeros(())
-    if guidance is not None and public_head is not None:
-        taught = objective.distil(public_head(features), guidance, temperature=settings.temperature)
-        loss = loss + settings.guidance_weight * taught
+    if public_head is not None:
+        answers = public_head(features)
+        num_answers = 0 if guidance is None else guidance.shape[1]
+        if guidance is not None:
+            taught = objective.distil(answers[:, :num_answers], guidance, temperature=settings.temperature)
+            loss = loss + settings.guidance_weight * taught
+        if truth is not None and is_labelled_B is not None:
+            supervised = objective.supervised(answers[is_labelled_B][:, num_answers:], truth)
+            loss = loss + settings.label_weight * supervised
     if consensus is not None:
         taught = objective.distil(network.head(features), consensus, temperature=settings.temperature)
         loss = loss + consensus_weight * taught

@@ -41,17 +41,17 @@ def finish_training(job: FinishTraining) -> Done:
     teacher = load_teacher(job.teacher, task)
     normalise = Normaliser(state.info.pixel_mean, state.info.pixel_std) if state else normalise_of(own, None, teacher)
     network, is_large = _global_network(job, task), _diagnoses_large(context, task)
-    small = functools.partial(Candidate, network=task.small_network, normalise=normalise)
+    small = functools.partial(Candidate, architecture=task.small_network, normalise=normalise)
     candidates = []
     if state and is_large:
         info = state.info
         seen_by = Normaliser(info.large_mean, info.large_std) if info.large_mean else normalise
-        large = functools.partial(Candidate, network=task.large_network, normalise=seen_by)
+        large = functools.partial(Candidate, architecture=task.large_network, normalise=seen_by)
         candidates = [
             large("the large network, averaged", weights=_floats(under(state.tensors, "average.module"))),
             large("the large network", weights=_floats(under(state.tensors, "large"))),
         ]
-    if network and (not is_large or (candidates and task.fedhelp.hospital_takes == "best")):
+    if network and (not is_large or (state and task.fedhelp.hospital_takes == "best")):
         candidates.append(small(f"the global model of round {job.rounds}", weights=weights_of(network)))
     if state and not is_large:
         candidates.append(small("this site's last small network", weights=_floats(under(state.tensors, "small"))))
@@ -107,6 +107,7 @@ def num_steps_of(task: Task, context: SiteContext) -> int:
     if task.dual_kd:
         return steps
     helped = task.guidance.source != "none" and task.fedhelp.guidance_weight > 0
+    helped = helped or (task.public_set_labelled and task.fedhelp.label_weight > 0)
     consensus = task.fedhelp.consensus_weight > 0 or context.participation == "distill"
     return steps * (2 if context.role == "clinic" and (helped or consensus) else 1)
 

@@ -99,29 +99,44 @@ class Clinic:
         self.consensus_weight = max(weight, 1.0) if distill else weight
         self.guidance = public.guidance if public and task.fedhelp.guidance_weight > 0 else None
         self.consensus = public.consensus if public and self.consensus_weight > 0 else None
+        self.labels = public.truth if public and task.fedhelp.label_weight > 0 else None
         self.public_head: nn.Module | None = None
-        if public and self.guidance is not None:
+        num_answers = 0 if self.guidance is None else self.guidance.shape[1]
+        num_outputs = num_answers + (0 if self.labels is None else len(task.classes))
+        if num_outputs:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(task.seed, site, "public head"))
-                self.public_head = self.small.new_head(self.guidance.shape[1])
+                self.public_head = self.small.new_head(num_outputs)
             self.optimisers.append(adam(self.public_head, task.training))
             self.parts |= {"public_head": self.public_head, "public_head_adam": self.optimisers[-1]}
         if public:
             seed = seed_of(task.seed, site, "public")
-            patch = task.image.patch
-            self.public_batches = Batches(public.pixels_PCHW, normalise, task.training, seed=seed, patch=patch)
+            patch, pixels_PCHW = task.image.patch, public.pixels_PCHW
+            if self.labels is not None and self.guidance is None and self.consensus_weight == 0:
+                pixels_PCHW = pixels_PCHW[: len(self.labels)]  # of the others there is nothing to learn
+            self.public_batches = Batches(pixels_PCHW, normalise, task.training, seed=seed, patch=patch)
 
     def step(self, number: int) -> dict[str, float]:
         rate = learning_rate_at(number, self.num_steps, self.task.training)
         batch = self.private_batches.at(number)
         loss = self.objective.supervised(self.small(batch.x_BCHW), batch.of(self.own.train_truth))
         losses = {"private": descend(loss, rate, self.optimiser)}
-        if self.guidance is not None or self.consensus is not None:
+        if self.has_public_steps:
             losses["public"] = self._public_step(number, rate)
         return losses
 
+    @property
+    def has_public_steps(self) -> bool:
+        """Whether there is anything to learn from public images."""
+        return any(one is not None for one in (self.guidance, self.labels, self.consensus))
+
     def _public_step(self, number: int, rate: float) -> float:
-        batch = self.public_batches.at(number)
+        batch, truth, is_labelled_B = self.public_batches.at(number), None, None
+        if self.labels is not None and (batch.chosen_B < len(self.labels)).any():
+            is_labelled_B = batch.chosen_B < len(self.labels)
+            truth = batch.where(is_labelled_B).of(self.labels)
+        if self.guidance is None and self.consensus is None and truth is None:
+            return 0.0  # hospitals have not answered yet, and none of these images has a label
         loss = clinic_public_loss(
             self.small,
             self.public_head,
@@ -129,6 +144,8 @@ class Clinic:
             guidance=None if self.guidance is None else batch.of(self.guidance),
             consensus=None if self.consensus is None else batch.of(self.consensus),
             consensus_weight=self.consensus_weight,
+            truth=truth,
+            is_labelled_B=is_labelled_B,
             settings=self.task.fedhelp,
             objective=self.objective,
         )

@@ -31,13 +31,13 @@ class Candidate(NamedTuple):
     """A network that may be chosen, and how it is given images; the first of a list wins ties."""
 
     name: str
-    network: Architecture
+    architecture: Architecture
     normalise: Normaliser
     weights: dict[str, Floats]
 
 
 def _answers_of(candidate: Candidate, image: ImageSettings, pixels_NCHW: Tensor) -> Tensor:
-    network = build_network(candidate.network, image, len(candidate.weights["head.bias"]))
+    network = build_network(candidate.architecture, image, len(candidate.weights["head.bias"]))
     load_weights(network, candidate.weights)
     return answers(network, pixels_NCHW, candidate.normalise)
 
@@ -74,7 +74,7 @@ def choose_and_store(
         site=context.site,
         role=context.role,
         task=task,
-        network=chosen.network,
+        network=chosen.architecture,
         pixel_mean=chosen.normalise.mean,
         pixel_std=chosen.normalise.std,
         temperature=temperature,

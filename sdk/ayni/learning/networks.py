@@ -51,7 +51,7 @@ class Network(nn.Module):
 
     @property
     def bottleneck(self) -> nn.Module:
-        """What gives the deepest features: the middle of a U-Net, the end of a ResNet's extractor."""
+        """What gives the deepest features: the middle of a U-Net, the end of a classifier's extractor."""
         levels = [name for name, module in self.named_modules() if isinstance(module, SkipConnection)]
         return self.get_submodule(f"{levels[-1]}.submodule") if levels else self.extractor
 

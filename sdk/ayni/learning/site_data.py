@@ -21,8 +21,9 @@ from ayni.errors import DataError, IntegrityError
 from ayni.jobs import SiteContext
 from ayni.learning.batches import Normaliser, as_tensor, seed_of
 from ayni.task import Task
-from ayni.tensors.image_set import decode_image_set
+from ayni.tensors.image_set import ImageSet, decode_image_set
 from ayni.tensors.targets import Targets, decode_targets
+from ayni.tensors.truth import PublicTruth, Values, decode_truth
 
 Pixels = npt.NDArray[np.uint8]
 Truth = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
@@ -52,7 +53,7 @@ class OwnImages:
 @dataclass(frozen=True)
 class PublicImages:
     """P public images, 8-bit [P, C, H, W], and what teachers answered: logits [P, G] and [P, classes], or maps
-    [P, ., H, W] of them; and at the centre the truth of the first L of them, as in OwnImages."""
+    [P, ., H, W] of them; and the truth of the first L of them, as in OwnImages, at the centre and where it travels."""
 
     pixels_PCHW: Tensor
     guidance: Tensor | None
@@ -118,7 +119,7 @@ def own_images(
 
 
 def load_public_images(
-    task: Task, public_set: str | None, guidance: str | None, consensus: str | None
+    task: Task, public_set: str | None, guidance: str | None, consensus: str | None, labels: str | None = None
 ) -> PublicImages | None:
     """The public set and its targets, checked against each other. Raises IntegrityError."""
     if public_set is None:
@@ -129,7 +130,18 @@ def load_public_images(
     expected = (*task.image.size, task.image.channels)
     if images.info.shape[1:] != expected:
         raise IntegrityError(f"the public set has images of {images.info.shape[1:]}, the task of {expected}")
-    return public_images(images.pixels_NHWC, sha256, task, _read(guidance), _read(consensus))
+    truth = _truth_of(decode_truth(Path(labels).read_bytes()), sha256, images, task) if labels else None
+    return public_images(images.pixels_NHWC, sha256, task, _read(guidance), _read(consensus), truth=truth)
+
+
+def _truth_of(truth: PublicTruth, image_set: str, images: ImageSet, task: Task) -> Values:
+    num_images, *size, _ = images.info.shape
+    of_one = (len(task.classes), *size) if task.kind == "segmentation" else ()
+    if truth.info.image_set != image_set or truth.info.classes != task.classes:
+        raise IntegrityError("the labels were made for another public set, or other classes")
+    if len(truth.values) > num_images or truth.values.shape[1:] != of_one:
+        raise IntegrityError(f"labels of shape {list(truth.values.shape)} for {num_images} public images")
+    return truth.values
 
 
 def _read(path: str | None) -> Targets | None:

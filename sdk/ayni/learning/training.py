@@ -60,7 +60,7 @@ def train_round(job: TrainRound, tell: Tell) -> Done:
     """Train one round, or take up where a cut one stopped; the same job gives the same bytes."""
     context, task = job.context, read_task_of(job.context)
     own = load_own_images(context, task)
-    public = load_public_images(task, job.public_set, job.guidance, job.consensus)
+    public = load_public_images(task, job.public_set, job.guidance, job.consensus, job.labels)
     teacher = load_teacher(job.teacher, task)
     learner, normalise = make_learner(context, task, own, public, teacher), normalise_of(own, public, teacher)
     folder, weights = TrainingFolder(Path(context.home)), None
@@ -176,7 +176,7 @@ def _counted(info: StateInfo, before: State | None) -> StateInfo:
 
 def _job_name(job: TrainRound, own: OwnImages) -> str:
     """Tells apart all that a round's result depends on, but for the state before it."""
-    files = [job.context.task_path, job.public_set, job.guidance, job.consensus, job.teacher]
+    files = [job.context.task_path, job.public_set, job.guidance, job.consensus, job.teacher, job.labels]
     hashes = [hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "" for file in files]
     parts = [job.context.site, job.context.role, job.context.participation, own.sha256, job.global_digest, *hashes]
     return hashlib.sha256("/".join([str(job.round_number), *parts]).encode()).hexdigest()

@@ -20,7 +20,7 @@ import msgspec
 import torch
 
 from ayni.artefacts.lock import folder_lock
-from ayni.errors import UserError
+from ayni.errors import MissingExtraError, UserError
 from ayni.jobs import Done, Evaluate, Event, Failed, FinishTraining, Job, MakeExpert, TrainAlone, TrainRound
 from ayni.learning.expert import make_expert
 from ayni.learning.finish import finish_training, train_alone
@@ -56,7 +56,7 @@ def answer_line(line: bytes, tell: Callable[[Event], None]) -> None:
     """One job: its progress, then Done or Failed. Raises BrokenPipeError when nobody listens any more."""
     try:
         tell(run_job(msgspec.json.decode(line, type=Job), tell))
-    except UserError as error:
+    except (UserError, MissingExtraError) as error:
         tell(Failed(message=str(error), user_error=True))
     except BrokenPipeError:
         raise

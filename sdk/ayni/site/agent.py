@@ -110,6 +110,7 @@ class Agent:
                 update_out=str(update) if weights else None,
                 soft_labels_out=str(soft_labels) if answers else None,
                 teacher=self._teacher(manifest),
+                labels=targets.get("labels"),
             ),
             self._watcher.progress,
         )
@@ -243,7 +244,7 @@ class Agent:
             return [artefact for artefact in found if artefact]
         found = [listed, manifest.latest("public-set"), *weights]
         if self._settings.role == "clinic":
-            found.append(manifest.latest("targets", "guidance"))
+            found += [manifest.latest("targets", "guidance"), manifest.latest("targets", "labels")]
             learns_consensus = by_targets or (task and task.fedhelp.consensus_weight > 0)
             found.append(manifest.latest("targets", "consensus") if learns_consensus else None)
         return [artefact for artefact in found if artefact]
@@ -275,16 +276,22 @@ class Agent:
 
     def known_or_fetched_task(self) -> Task:
         """The federation's task. Nothing else is fetched for it: a teacher may be large, and the line bad."""
+        known = self.known_task()
+        if known:
+            return known
+        with self._open_line() as line:
+            listed = self._newest_manifest(line, self.ask_round(line).manifest_version).latest("task")
+            if listed is None:
+                raise PeerProtocolError(NO_TASK)
+            if not self.path_of(listed).exists():
+                self._fetch(line, listed)
+        return self._task(listed)
+
+    def known_task(self) -> Task | None:
+        """None if the folder does not hold it yet."""
         manifest = self._state.manifest(self._settings.coordinator_signing_key)
         listed = manifest.latest("task") if manifest else None
-        if listed is None or not self.path_of(listed).exists():
-            with self._open_line() as line:
-                listed = self._newest_manifest(line, self.ask_round(line).manifest_version).latest("task")
-                if listed is None:
-                    raise PeerProtocolError(NO_TASK)
-                if not self.path_of(listed).exists():
-                    self._fetch(line, listed)
-        return self._task(listed)
+        return self._task(listed) if listed and self.path_of(listed).exists() else None
 
     def known_or_fetched_manifest(self) -> Manifest:
         """The manifest with its artefacts: the one in the folder if it is complete, else a new one."""

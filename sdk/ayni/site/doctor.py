@@ -13,6 +13,8 @@ import msgspec
 import zmq
 
 from ayni.errors import AyniError, NotAdmittedError, UserError
+from ayni.site.training_process import missing_packages
+from ayni.task import Task
 
 LEAST_DISK_MB = 500
 LEAST_MEMORY_MB = 1500
@@ -89,12 +91,29 @@ def _training_parts() -> Finding:
     )
 
 
+def _parts_of_task(task: Task) -> list[Finding]:
+    """Nothing to say where the task's networks need no more than others."""
+    missing = missing_packages(task)
+    return [
+        Finding(
+            what="parts for this task",
+            ok=False,
+            found=f"missing: {', '.join(missing)}",
+            remedy="Run: pip install 'ayni[pretrained]'",
+        )
+    ] * bool(missing)
+
+
 def _line_key_and_clock(home: Path) -> list[Finding]:
     from ayni.site.site import Site
 
     started_s = time.monotonic()
     try:
-        now = Site(home).status(ask=True).round
+        site = Site(home)
+        now = site.status(ask=True).round
+        assert now is not None
+        answered_s, away_s = time.monotonic() - started_s, time.time() - now.now_s
+        task = site.task()
     except UserError as error:
         remedy = "Join with `ayni join`, or restore the folder."
         return [Finding(what="site folder", ok=False, found=str(error), remedy=remedy)]
@@ -106,10 +125,8 @@ def _line_key_and_clock(home: Path) -> list[Finding]:
     except AyniError as error:
         remedy = "Check the cable or signal, and that the firewall lets this machine dial that address."
         return [Finding(what="line", ok=False, found=str(error), remedy=remedy)]
-    assert now is not None
-    away_s = time.time() - now.now_s
     return [
-        Finding(what="line", ok=True, found=f"answered in {time.monotonic() - started_s:.1f} s", remedy=""),
+        Finding(what="line", ok=True, found=f"answered in {answered_s:.1f} s", remedy=""),
         Finding(what="key", ok=True, found="the coordinator knows this site", remedy=""),
         Finding(
             what="clock",
@@ -117,4 +134,5 @@ def _line_key_and_clock(home: Path) -> list[Finding]:
             found=f"{abs(away_s):.0f} s {'ahead of' if away_s > 0 else 'behind'} the coordinator's",
             remedy="Set this machine's date and time (for example: timedatectl set-ntp true).",
         ),
+        *_parts_of_task(task),
     ]

@@ -20,7 +20,7 @@ import msgspec
 from ayni.artefacts.archive import unpack
 from ayni.artefacts.files import write_atomic
 from ayni.artefacts.lock import folder_lock
-from ayni.errors import DataError, LineError, NotAdmittedError, PeerProtocolError, UserError
+from ayni.errors import DataError, LineError, MissingExtraError, NotAdmittedError, PeerProtocolError, UserError
 from ayni.invitation import Invitation
 from ayni.jobs import Evaluate, TrainAlone
 from ayni.keys import CERTIFICATE_FILE, KEY_FOLDER, CurveKeys, SiteKeys, fingerprint
@@ -28,7 +28,7 @@ from ayni.site import sharing
 from ayni.site.agent import Agent, Watcher
 from ayni.site.reuse import check_earlier, take_over
 from ayni.site.state import SETTINGS_FILE, SiteSettings, SiteState, read_settings, write_settings
-from ayni.site.training_process import TrainingProcess, require_training_parts
+from ayni.site.training_process import TrainingProcess, missing_packages, require_training_parts
 from ayni.task import Participation, Task
 from ayni.trained_model import MODEL_FILE, MODEL_KINDS, Scores, TrainedModel
 from ayni.wire.connection import Dial
@@ -186,6 +186,7 @@ class Site:
         with folder_lock(self.home, ALREADY_TRAINING), SiteState(self.home) as state:
             require_training_parts()
             self._remember(data, num_threads, memory_mb)
+            self._require_parts_of_task(state)
             with self._training_process() as process:
                 return self._agent(state).take_part(process)
 
@@ -284,6 +285,12 @@ class Site:
             return self.task().dual_kd is not None
         except LineError:
             return True
+
+    def _require_parts_of_task(self, state: SiteState) -> None:
+        """Raises MissingExtraError now, where the folder knows the task, and not when the first round opens."""
+        task = self._agent(state).known_task()
+        if task and missing_packages(task):
+            raise MissingExtraError("Training for this task", "pretrained")
 
     def _agent(self, state: SiteState) -> Agent:
         return Agent(self.home, self.settings, state, lambda: self._line(state), self._watcher)

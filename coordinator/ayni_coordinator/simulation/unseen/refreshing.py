@@ -21,7 +21,7 @@ FINE_TUNE_BATCH, FINE_TUNE_RATE = 2, 1e-3
 
 def norm_refresh(site: UnseenSite) -> Tensor:
     """The normalisation's statistics are the worklist's. Group normalisation stores none, so what is refreshed is the
-    one place that does: the pixels' mean and deviation."""
+    one place that does: the pixels' mean and deviation. Frozen layers keep ImageNet's."""
     parts = []
     for worklist in site.worklists():
         pixels_BKHW = site.pixels_NKHW[worklist]
