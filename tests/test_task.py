@@ -43,7 +43,8 @@ def test_first_weights_are_taught_by_a_foundation_model_or_by_labels() -> None:
     ("changes", "words"),
     [
         ([STEPS, NO_MODEL], r"Set guidance\.source or public_set_labelled, or start_steps to 0"),
-        ([LABELLED], r"Set fedhelp\.start_steps, or public_set_labelled to false"),
+        ([LABELLED], r"Set fedhelp\.start_steps or fedhelp\.label_weight, or public_set_labelled to false"),
+        (["fedhelp.label_weight=1.0"], r"label_weight needs labels\. Set public_set_labelled, or label_weight to 0"),
         ([STEPS, NO_MODEL, LABELLED, "public_set="], "needs a public_set"),
         ([STEPS, NO_MODEL, LABELLED, "dual_kd.feature_weight=0"], r"Set dual_kd\.start_steps"),
     ],
