@@ -94,14 +94,10 @@ def _training_parts() -> Finding:
 def _parts_of_task(task: Task) -> list[Finding]:
     """Nothing to say where the task's networks need no more than others."""
     missing = missing_packages(task)
-    return [
-        Finding(
-            what="parts for this task",
-            ok=False,
-            found=f"missing: {', '.join(missing)}",
-            remedy="Run: pip install 'ayni[pretrained]'",
-        )
-    ] * bool(missing)
+    if not missing:
+        return []
+    remedy = "Run: pip install 'ayni[pretrained]'"
+    return [Finding(what="parts for this task", ok=False, found=f"missing: {', '.join(missing)}", remedy=remedy)]
 
 
 def _line_key_and_clock(home: Path) -> list[Finding]:

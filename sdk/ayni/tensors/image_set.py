@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from msgspec import Meta
 
 from ayni.errors import IntegrityError
 from ayni.tensors import safe
+from ayni.tensors.deflated import deflated, inflated
 
 MAX_SET_BYTES = 4 << 30
 
@@ -36,8 +36,7 @@ def encode_image_set(images: ImageSet) -> bytes:
         raise IntegrityError(f"an image set must be 8-bit and of shape {list(images.info.shape)}")
     rows = pixels_NHWC.copy()
     rows[:, 1:] -= pixels_NHWC[:, :-1]  # wraps around; undone by the cumulative sum
-    packed = np.frombuffer(zlib.compress(rows.tobytes(), 9), np.uint8)
-    return safe.encode({"rows": packed}, {"images": msgspec.json.encode(images.info).decode()})
+    return safe.encode({"rows": deflated(rows.tobytes())}, {"images": msgspec.json.encode(images.info).decode()})
 
 
 def decode_image_set(data: safe.Bytes) -> ImageSet:
@@ -55,12 +54,6 @@ def decode_image_set(data: safe.Bytes) -> ImageSet:
         num_bytes *= size
     if num_bytes > MAX_SET_BYTES:
         raise IntegrityError(f"an image set of {num_bytes} bytes; at most {MAX_SET_BYTES} are read")
-    inflater = zlib.decompressobj()
-    try:
-        plain = inflater.decompress(packed, num_bytes)
-    except zlib.error as error:
-        raise IntegrityError(f"a damaged image set: {error}") from None
-    if len(plain) != num_bytes or inflater.unconsumed_tail:
-        raise IntegrityError("an image set is not of the promised length")
+    plain = inflated(packed, num_bytes, "an image set")
     rows = np.frombuffer(plain, np.uint8).reshape(info.shape)
     return ImageSet(info, np.cumsum(rows, axis=1, dtype=np.uint8))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from msgspec import Meta
 
 from ayni.errors import IntegrityError
 from ayni.tensors import safe
+from ayni.tensors.deflated import deflated, inflated
 from ayni.tensors.image_set import MAX_SET_BYTES
 
 Values = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
@@ -39,8 +39,7 @@ def encode_truth(truth: PublicTruth) -> bytes:
     if values.shape != truth.info.shape:
         raise IntegrityError(f"truth of shape {list(values.shape)}, not {list(truth.info.shape)}")
     plain = values.astype("<u2") if values.ndim == 1 else np.packbits(values.astype(bool), axis=None)
-    packed = np.frombuffer(zlib.compress(plain.tobytes(), 9), np.uint8)
-    return safe.encode({"values": packed}, {"truth": msgspec.json.encode(truth.info).decode()})
+    return safe.encode({"values": deflated(plain.tobytes())}, {"truth": msgspec.json.encode(truth.info).decode()})
 
 
 def decode_truth(data: safe.Bytes) -> PublicTruth:
@@ -55,13 +54,7 @@ def decode_truth(data: safe.Bytes) -> PublicTruth:
     if min(info.shape) < 1 or count > MAX_SET_BYTES or len(info.shape) in (2, 3):
         raise IntegrityError(f"truth of shape {list(info.shape)}")
     num_bytes = -(-count // 8) if masks else 2 * count
-    inflater = zlib.decompressobj()
-    try:
-        plain = inflater.decompress(packed, num_bytes)
-    except zlib.error as error:
-        raise IntegrityError(f"damaged truth of public images: {error}") from None
-    if len(plain) != num_bytes or inflater.unconsumed_tail:
-        raise IntegrityError("truth of public images is not of the promised length")
+    plain = inflated(packed, num_bytes, "truth of public images")
     if masks:
         return PublicTruth(info, np.unpackbits(np.frombuffer(plain, np.uint8), count=count).reshape(info.shape))
     labels_L = np.frombuffer(plain, "<u2").astype(np.int64)
