@@ -99,6 +99,11 @@ def test_the_mean_by_samples_worked_out_by_hand() -> None:
     assert values(result) == [3.5, 0.5, 1.0]  # 1 + (1*1+3*3)/4, 2 + (0-2*3)/4, 0 + (4*1)/4
 
 
+def test_the_mean_by_roots_worked_out_by_hand() -> None:
+    result = run({"north": (NORTH, 1), "south": (SOUTH, 9)}, fedhelp={"average": "root"})
+    assert values(result) == [3.5, 0.5, 1.0]  # the roots are 1 and 3: as above
+
+
 def test_the_mean_of_sparse_changes_worked_out_by_hand() -> None:
     # Each sends its largest change only: north b + 4, south a[0] + 3. Down goes the larger half of the mean change.
     north, _ = encode_change({"a": np.array([1, 0], np.float32), "b": np.array([4], np.float32)}, density=0.3)

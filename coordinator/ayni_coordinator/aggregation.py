@@ -22,6 +22,7 @@ from ayni.tensors.update import Shapes, decode_change, decode_update, encode_cha
 
 Sums = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Read = Callable[[str], Bytes]  # SHA-256 -> verified bytes
+POWERS = {"plain": 0, "root": 0.5, "samples": 1}  # of a site's number of images: what it counts in the mean
 
 
 class SiteInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,12 +97,12 @@ def _mean(answers: Sequence[SiteInput], task: Task, read: Read, model: dict[str,
     """`model` is what the updates change, or None if they are whole; then the first says how the network looks."""
     shapes: Shapes = {}
     sums: dict[str, Sums] = {}
-    total = 0
+    total = 0.0
     for answer, data in zip(answers, _one_ahead([answer.update for answer in answers], read), strict=True):
         if not shapes:
             shapes = {name: tuple(tensor.shape) for name, tensor in (model or safe.decode(data)).items()}
             sums = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
-        weight = answer.num_examples if task.fedhelp.average == "samples" else 1
+        weight = answer.num_examples ** POWERS[task.fedhelp.average]
         update = decode_update(data, shapes, model)
         for name, tensor in update.items():
             sums[name] += tensor if weight == 1 else np.multiply(tensor, weight, dtype=np.float64)

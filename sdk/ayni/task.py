@@ -169,6 +169,9 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     With a `label_weight` a clinic's public head also learns, in the rounds, the labels of public images (the paper's
     cross-entropy "where labels exist"): then these labels travel to the clinics.
 
+    `average`: in the mean of small networks every site counts alike, by the square root of its number of training
+    images, or by that number (FedAvg's).
+
     `large_normalise` says whose pixels' mean and deviation a hospital's large network is given images by: those that
     all sites have in common (the public set's), or the hospital's own, as if it were alone. What it says of the public
     set (soft labels), it says by the same. `hospital_takes` says what a hospital diagnoses with: its large network, or
@@ -184,7 +187,7 @@ class FedHelpSettings(_Settings, frozen=True, kw_only=True):
     ranking_margin: NonNegativeFloat = 0.1
     ranking_top_k: PositiveInt = 1
     backward: Literal["ranking", "full-kl"] = "ranking"
-    average: Literal["plain", "samples"] = "plain"
+    average: Literal["plain", "root", "samples"] = "plain"
     large_normalise: Literal["common", "own"] = "common"
     hospital_takes: Literal["large", "best"] = "large"
     start_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
