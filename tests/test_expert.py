@@ -67,6 +67,11 @@ def test_an_expert_need_not_have_statistics() -> None:
     assert back.statistics_2F is None
 
 
+def test_an_expert_without_statistics_may_say_how_good_it_is_at_home() -> None:
+    told = info(num_cases=0, num_held_out=3, home_gain=-0.25)
+    assert decode_expert(encode_expert(Expert(told, WEIGHTS))).info == told
+
+
 def test_decoded_arrays_are_copies() -> None:
     data = bytearray(encode_expert(Expert(info(), WEIGHTS, STATISTICS)))
     back = decode_expert(memoryview(data))
@@ -89,6 +94,8 @@ def test_decoded_arrays_are_copies() -> None:
         (WEIGHTS, STATISTICS[:, :0], {}),
         (WEIGHTS, np.full((2, 3), np.inf, np.float32), {}),
         (WEIGHTS, STATISTICS, {"pixel_std": (0.2, 0.2)}),
+        (WEIGHTS, STATISTICS, {"home_gain": 0.1}),  # on no image
+        (WEIGHTS, None, {"num_cases": 0, "reference_digest": "", "num_held_out": 3}),  # over an unknown model
     ],
 )
 def test_what_cannot_be_an_expert_is_neither_written_nor_read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -218,6 +219,13 @@ def test_refined_steps_that_make_answers_less_sure_give_way_to_the_start() -> No
     assert choice.refinement is not None
     surer = choose(IMAGES, near, NUM_LAYERS, lambda routing_LE: lambda image_hwK: DISC, setting(), linear([0, 1, -1]))
     assert surer.chosen == "refined"
+
+
+def test_experts_that_are_no_better_at_home_are_not_even_tried() -> None:
+    told = dataclasses.replace(setting(), no_better_at_home=True)
+    choice = choose(IMAGES, NEAR_THE_SECOND, NUM_LAYERS, answering([]), told)
+    assert (choice.chosen, choice.tried, choice.distances) == ("global", (), (None, 0.0))
+    assert np.array_equal(choice.routing_LE, only_global(NUM_LAYERS, 2))
 
 
 @pytest.mark.parametrize(("seen", "num_experts"), [([], 2), (IMAGES, 1)])

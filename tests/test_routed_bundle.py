@@ -23,9 +23,11 @@ from ayni_export.bundle import Bundle, check_replaceable, read_bundle
 from ayni_export.diagnose import diagnose
 from ayni_export.routed.adapting import Fitted, Reading, adapted, session_for, write_adapted
 from ayni_export.routed.collecting import comparable, notes_of, stack_of
-from ayni_export.routed.experts import read_experts, weights_of
+from ayni_export.routed.experts import read_experts, routed_info, weights_of
+from ayni_export.routed.pack import export_routed
 from ayni_export.routed.record import ADDED_FILES, GRADIENT_FILE, ROUTED_FILE, Adaptation, RoutedInfo
-from ayni_export.routed.words import explained
+from ayni_export.routed.source import Federation
+from ayni_export.routed.words import explained, reasons, verdict
 from ayni_export.runtime import Session
 from ayni_export.segmentation import Segmentation
 from ayni_export.signature import BundleError
@@ -237,6 +239,43 @@ def test_statistics_that_were_made_in_another_global_model_are_left_out() -> Non
     changed = dataclasses.replace(made, experts=(first, older, *others))
     assert set(comparable(changed)) == {"dark"}
     assert [note.num_cases for note in notes_of(changed)] == [0, 0, 64, 0]
+
+
+def at_home(made: Federation, *gains: tuple[int, float]) -> Federation:
+    """The sites' experts with these held-out images and gains."""
+    told = [
+        dataclasses.replace(one, info=msgspec.structs.replace(one.info, num_held_out=number, home_gain=gain))
+        for one, (number, gain) in zip(made.experts[1:], gains, strict=True)
+    ]
+    return dataclasses.replace(made, experts=(made.experts[0], *told))
+
+
+def test_what_experts_gain_at_home_is_the_mean_over_images_over_the_very_model_that_is_packed(tmp_path: Path) -> None:
+    """(4 * .1 - 12 * .05) / 16; the third one compared itself with another global model."""
+    made = at_home(federation(), (4, 0.1), (12, -0.05), (50, 0.9))
+    info = export_routed(made, tmp_path / "bundle").routed
+    assert info is not None
+    assert (info.num_held_out, info.home_unit, info.no_better_at_home) == (16, "Dice", True)
+    assert info.home_gain == pytest.approx(-0.0125)
+    card = (tmp_path / "bundle/docs/model_card.md").read_text()
+    assert "+0.100 Dice on 4 held-out images |" in card
+    assert (
+        "On 16 held-out images of their own sites the experts are no better than the global model: -0.013 Dice" in card
+    )
+    assert "the global model answers alone, always." in card
+
+
+def test_where_experts_are_no_better_at_home_a_worklist_is_answered_by_the_global_model(tmp_path: Path) -> None:
+    images = save_worklist(tmp_path, "dark", 8)
+    for gain, chosen in ((-0.01, "global"), (0.0, "global"), (0.01, "start")):
+        bundle = tmp_path / f"bundle{gain}"
+        export_routed(at_home(federation(), (4, gain), (4, gain), (0, 0.0)), bundle)
+        opened = read_bundle(bundle)
+        adaptation = adapted(opened, images, Reading(), refine=True).adaptation
+        assert (adaptation.chosen == "global") == (chosen == "global")
+        said = [verdict(routed_info(opened), adaptation), *reasons(routed_info(opened), adaptation)]
+        assert any("at their own sites the experts are no better" in text for text in said) == (chosen == "global")
+        assert any("On 8 held-out images of their own sites" in text for text in said)
 
 
 def test_a_plain_bundle_cannot_be_adapted_and_what_is_no_bundle_is_left_alone(tmp_path: Path) -> None:

@@ -201,6 +201,16 @@ def test_its_statistics_are_those_of_its_training_images_in_the_last_global_mode
     variances = torch.cat([flat.var(1, unbiased=False) for flat in expected])
     np.testing.assert_allclose(expert.statistics_2F[0], means.numpy(), atol=1e-4)
     np.testing.assert_allclose(expert.statistics_2F[1], variances.numpy(), rtol=1e-3, atol=1e-5)
+    # and what it says of itself beside the global model, of the images that were held out
+    truth = torch.from_numpy(labels[out].astype(np.int64))
+    held = ((pixels[torch.from_numpy(out)].float() / 255 - mean) / std)[:, None]
+    with torch.no_grad():
+        general = torch.log_softmax(network(held), 1)
+        load_weights(network, personal_of(shared, "clinic-a"))
+        personal = torch.log_softmax(network(held), 1)
+    gain = (personal - general)[torch.arange(len(truth)), truth].mean()
+    assert expert.info.num_held_out == len(truth) == 12
+    assert expert.info.home_gain == pytest.approx(gain.item(), abs=1e-4)
 
 
 def test_agreeing_twice_sends_nothing_twice(shared: Federation) -> None:
@@ -257,6 +267,8 @@ def test_a_routed_bundle_is_exported_from_the_coordinators_folder_and_names_who_
     bundle = read_bundle(tmp_path / "bundle", signer=fingerprint(SiteKeys.load(shared.centre).signing_public))
     assert bundle.info.routed is not None
     assert [expert.num_cases >= 5 for expert in bundle.info.routed.experts] == [False, True, True]
+    assert [expert.num_held_out for expert in bundle.info.routed.experts] == [0, 12, 12]
+    assert "On 24 held-out images of their own sites the experts are" in said
 
 
 def test_a_damaged_expert_is_named_and_not_used(shared: Federation) -> None:

@@ -181,7 +181,10 @@ def test_sites_that_never_trained_have_a_table_of_their_own_against_the_global_m
 
 
 def test_the_way_to_the_best_expert_and_the_worst_site_are_worked_out_by_hand(tmp_path: Path) -> None:
-    figures = {"global": (0.6, 0.8), "soup": (0.59, 0.8), "oracle": (0.8, 0.84), "routed": (0.72, 0.79)}
+    figures = {
+        "global": (0.6, 0.8), "soup": (0.59, 0.8), "oracle": (0.8, 0.84), "oracle_half": (0.7, 0.81),
+        "routed": (0.72, 0.79),
+    }  # fmt: skip
     rows = [
         row(way, site, auc, seed=seed, task=task)
         for way, by_task_ in figures.items()
@@ -192,6 +195,8 @@ def test_the_way_to_the_best_expert_and_the_worst_site_are_worked_out_by_hand(tm
     # gains .12 and -.01, of .2 and .04: .11 / .24; of the soup the gains are -.01 and 0
     assert "0.46 | −0.010 (two: site-y) |" in page
     assert "- At least a third of the way to the best expert: **holds**: 0.46 (one 0.60, two −0.25)." in page
+    # .11 / (.1 + .01)
+    assert "by the other half's labels: **holds**: 1.00 (one 1.20, two −1.00)." in page
     assert "by more than 0.005: does not hold: two: site-y with −0.0100." in page
     assert "- Ahead of the global model: not shown: +0.055" in page
     assert "−0.04 | −0.010 (one: site-x) |" in page

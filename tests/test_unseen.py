@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -35,7 +36,7 @@ def site(request: pytest.FixtureRequest) -> UnseenSite:
     likes = own_images(*squares(10, task.kind, 52), task, "alike")
     darks = own_images(dark_NHWC // 20, dark_truth, task, "dark")
     participants = [
-        Participant(name, own, training_statistics(network, own.train_NCHW, setup.normalise))
+        Participant(name, own, training_statistics(network, own.train_NCHW, setup.normalise), home_gain=0.1)
         for name, own in (("alike", likes), ("dark", darks))
     ]
     tuned = [fine_tuned(network, each.own, setup.normalise, task, each.name, 4) for each in participants]
@@ -91,6 +92,26 @@ def test_the_oracle_is_no_worse_than_any_one_expert(site: UnseenSite) -> None:
     assert best == max(each)
 
 
+def test_the_oracle_of_the_other_half_chooses_by_images_that_it_does_not_answer(site: UnseenSite) -> None:
+    """By hand: for each half in turn the scores of the other one, in the order in which classes are halved."""
+    order = torch.argsort(site.truth, stable=True) if site.task.kind == "classification" else torch.arange(NUM_IMAGES)
+    each = [site.logits(site.one(e), site.pixels_NKHW) for e in range(site.num_experts)]
+    found = WAYS["oracle_half"](site)
+    for here, other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        figures = [site.figures(logits[other], site.truth[other]).main for logits in each]
+        assert torch.equal(found[here], each[figures.index(max(figures))][here])
+
+
+def test_where_the_experts_are_no_better_at_home_the_global_model_answers(site: UnseenSite) -> None:
+    """Two held-out images each: the gains of -.1 and .1 are nothing in the mean, and of -.1 and .2 something."""
+    alike, dark = site.participants
+    assert len(alike.own.holdout_truth) == len(dark.own.holdout_truth)
+    for gain, is_used in ((0.1, False), (0.2, True)):
+        told = [dataclasses.replace(alike, home_gain=-0.1), dataclasses.replace(dark, home_gain=gain)]
+        answered = WAYS["routed"](dataclasses.replace(site, participants=told))
+        assert torch.equal(answered, WAYS["global"](site)) is not is_used
+
+
 def test_the_start_leans_to_the_site_whose_images_are_like_these(site: UnseenSite) -> None:
     weights_E = routing._start(site.looks(site.pixels_NKHW), site, site.participants, start.POWER, start.TRUST)
     given_E = weights_E - weights_E[0]  # beyond what is shared by all
@@ -104,7 +125,7 @@ def test_a_way_that_may_not_see_labels_does_not(site: UnseenSite) -> None:
         site.task, site.network, site.normalise, site.states, site.participants, site.pixels_NKHW,
         torch.zeros_like(site.truth), site.few,
     )  # fmt: skip
-    for name in WAYS.keys() - {"oracle"}:
+    for name in WAYS.keys() - {"oracle", "oracle_half"}:
         assert torch.equal(WAYS[name](site), WAYS[name](blind)), name
 
 

@@ -119,6 +119,7 @@ def export_routed_home(home: Path, bundle: Path, form: str, *, alone: bool, as_j
     from ayni.terminal import TerminalWatcher, print_json
     from ayni_export.bundle import read_bundle
     from ayni_export.routed.pack import check_form, export_federation
+    from ayni_export.routed.words import home_words
 
     if alone:
         raise UserError("--routed is of a federation, and --alone of one site: ask for one of them.")
@@ -135,6 +136,12 @@ def export_routed_home(home: Path, bundle: Path, form: str, *, alone: bool, as_j
         return
     typer.echo(f"{bundle}: {info.name}, version {info.version}")
     typer.echo(f"{len(routed.experts)} experts ({', '.join(routed.names)}), {len(routed.layers)} layers, {routed.form}")
+    if at_home := home_words(routed):
+        typer.echo(at_home)
+    if routed.no_better_at_home:
+        typer.echo(
+            "So the global model answers alone. More steps for personal models, or more images, may change that."
+        )
     for name, size in num_bytes.items():
         typer.echo(f"  {size / 1e6:8.3f} MB  {name}")
     speed = routed.latency

@@ -26,8 +26,9 @@ def share_expert(
 ) -> None:
     """Agree that this site's personal model is used in the coordinator's routed bundles, and send it.
 
-    With it go the means and variances of some channels over the site's training images, if there are five or more. No
-    image goes. Without this command a personal model never leaves its site.
+    With it go the means and variances of some channels over the site's training images, if there are five or more, and
+    by how much it is better than the global model on the site's held-out images. No image goes. Without this command a
+    personal model never leaves its site.
 
     Example: ayni site share-expert clinic-home
     """
@@ -62,4 +63,10 @@ def share_expert(
         else f"no statistics: {sent.num_train} training images are too few"
     )
     typer.echo(f"Shared ({size_text(sent.num_bytes)}): the weights of the personal model, and {statistics}.")
+    if sent.num_held_out:
+        better = "better" if sent.home_gain > 0 else "no better"
+        typer.echo(
+            f"And one figure: on {sent.num_held_out} held-out images it is {better} than the global model "
+            f"({sent.home_gain:+.3f})."
+        )
     typer.echo(f"Take it back for later bundles with: ayni site share-expert {home} --revoke")

@@ -12,7 +12,7 @@ from ayni_coordinator.simulation.page_claims import LOSS_LIMIT
 from ayni_coordinator.simulation.page_tables import named
 from ayni_coordinator.simulation.statistics import paired_difference
 
-GLOBAL, SOUP, ORACLE = "global", "soup", "oracle"
+GLOBAL, SOUP, ORACLE, ORACLE_HALF = "global", "soup", "oracle", "oracle_half"
 LEAST_SHARE = 1 / 3  # of the way from the global model to the best expert
 DIGITS = 3
 
@@ -61,18 +61,22 @@ def _row(everything: Sequence[TaskEvidence], way: str) -> list[str]:
     return [
         named(way),
         *texts,
-        NOTHING if share is None else f"{share:.2f}".replace("-", "−"),
+        NOTHING if share is None else _ratio(share),
         NOTHING if worst is None else f"{signed(worst[1], DIGITS)} ({plain(worst[0])})",
     ]
 
 
-def share_of_the_way(everything: Sequence[TaskEvidence], way: str) -> float | None:
+def share_of_the_way(everything: Sequence[TaskEvidence], way: str, to: str = ORACLE) -> float | None:
     """From the global model to the best expert; None where nothing is to be gained, or a figure is missing."""
-    usual, best = _cells(everything, GLOBAL), _cells(everything, ORACLE)
+    usual, best = _cells(everything, GLOBAL), _cells(everything, to)
     gain, room = paired_difference(_cells(everything, way), usual), paired_difference(best, usual)
     if gain is None or room is None or room.mean <= 0:
         return None
     return gain.mean / room.mean
+
+
+def _ratio(share: float) -> str:
+    return f"{share:.2f}".replace("-", "−")
 
 
 def worst_loss(everything: Sequence[TaskEvidence], way: str) -> tuple[str, float] | None:
@@ -95,12 +99,13 @@ def _verdicts(everything: Sequence[TaskEvidence], way: str) -> Iterator[str]:
         if lead is not None:
             answer = "**holds**" if lead.above_zero else "not shown" if lead.mean > 0 else "does not hold"
             yield f"Ahead of {what}: {answer}: {difference_text(lead, DIGITS)}."
-    share = share_of_the_way(everything, way)
-    if share is not None:
-        answer = "**holds**" if share >= LEAST_SHARE else "does not hold"
-        each = ((evidence.task, share_of_the_way([evidence], way)) for evidence in everything)
-        by_task = ", ".join(f"{plain(task)} {part:.2f}".replace("-", "−") for task, part in each if part is not None)
-        yield f"At least a third of the way to the best expert: {answer}: {share:.2f} ({by_task})."
+    for to, which in ((ORACLE, "the best expert"), (ORACLE_HALF, "the best expert by the other half's labels")):
+        share = share_of_the_way(everything, way, to)
+        if share is not None:
+            answer = "**holds**" if share >= LEAST_SHARE else "does not hold"
+            each = ((evidence.task, share_of_the_way([evidence], way, to)) for evidence in everything)
+            by_task = ", ".join(f"{plain(task)} {_ratio(part)}" for task, part in each if part is not None)
+            yield f"At least a third of the way to {which}: {answer}: {_ratio(share)} ({by_task})."
     worst = worst_loss(everything, way)
     if worst is not None:
         answer = "**holds**" if worst[1] >= -LOSS_LIMIT else "does not hold"

@@ -47,11 +47,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the answers are about: `names` of structures (`dense`) or classes, in images or volumes (`what`)."""
+    """What the answers are about: `names` of structures (`dense`) or classes, in images or volumes (`what`); and
+    whether the experts are `no_better_at_home` than the global model."""
 
     names: Sequence[str]
     dense: bool
     what: str = "image"
+    no_better_at_home: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -95,13 +97,14 @@ def choose(
     setting: Setting,
     gradient: Gradient | None = None,
 ) -> Choice:
-    """Weigh up the strategy's candidates; the first that the guard passes, or else the global model.
+    """Weigh up the strategy's candidates; the first that the guard passes, or else the global model. It answers alone
+    too where the experts are no better at home: then nothing says that they are better anywhere.
 
     `seen`: the worklist's images. `ask_with(routing_LE)` is a mixture, ready to be asked; one is in memory at a time.
     """
     distances = comparison.distances()
     alone_LE = only_global(num_layers, len(distances))
-    if not seen or len(distances) == 1:
+    if not seen or len(distances) == 1 or setting.no_better_at_home:
         return Choice(alone_LE, "global", distances)
 
     def replies(routing_LE: Floats) -> list[Reply]:

@@ -96,7 +96,8 @@ def adapted(bundle: Bundle, images: Sequence[Path], reading: Reading, *, refine:
     looks = _looks(bundle, experts, worklist.seen, reading)
     comparison = Comparison(looks, experts.statistics, Places(bundle.info.image.channels, experts.num_features))
     gradient = _gradient(bundle, info, experts, reading) if refine else None
-    setting = Setting(bundle.info.classes, bundle.info.task_kind == "segmentation", info.what)
+    dense = bundle.info.task_kind == "segmentation"
+    setting = Setting(bundle.info.classes, dense, info.what, no_better_at_home=info.no_better_at_home)
     choice = choose(worklist.seen, comparison, num_layers, ask_with, setting, gradient)
     weights = experts.fold(choice.routing_LE)
     session = _session(bundle, weights, reading)

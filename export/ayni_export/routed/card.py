@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ayni_export.bundle import BundleInfo
 from ayni_export.model_card import licence_of_others
-from ayni_export.routed.record import RoutedInfo
+from ayni_export.routed.record import ExpertNote, RoutedInfo
+from ayni_export.routed.words import home_words
 
 
 def routed_card(info: BundleInfo, routed: RoutedInfo) -> str:
@@ -12,7 +13,7 @@ def routed_card(info: BundleInfo, routed: RoutedInfo) -> str:
     parity, speed = info.models[0].parity, routed.latency
     what, measures = routed.what, "sizes" if info.image.depth else "areas"
     rows = "\n".join(
-        f"| {name} | {note.num_train or ''} | {note.num_cases or 'none'} |"
+        f"| {name} | {note.num_train or ''} | {note.num_cases or 'none'} | {_at_home(note, routed)} |"
         for name, note in zip(routed.names, routed.experts, strict=True)
     )
     gradient = (
@@ -36,8 +37,8 @@ without labels; the report of each diagnosis shows the mixture.
 
 Each site agreed to share its model, and can withdraw it from later bundles. No {what} left any site.
 {licence_of_others(info)}
-| expert | training {what}s | {what}s behind its statistics |
-|---|---:|---:|
+| expert | training {what}s | {what}s behind its statistics | better at home than the global model |
+|---|---:|---:|---:|
 {rows}
 
 ## How a mixture is chosen
@@ -45,6 +46,7 @@ Each site agreed to share its model, and can withdraw it from later bundles. No 
 - From the worklist's feature statistics (means and variances of few layers) and those of the sites' training {what}s.
 - A guard compares its answers with the global model's on the same {what}s: {measures}, sureness and agreement. If they
   part too far, the global model answers alone, and the report says so.
+{_all_at_home(routed)}\
 {_in_part(info)}\
 - One {what} is enough; eight or more are better.
 
@@ -65,6 +67,17 @@ logits of mixed experts within {parity.logits:.1e}, mixed before or inside the g
 {f", {speed.gradient_ms:.1f} ms with its gradient" if speed.gradient_ms is not None else ""}.
 - SHA-256 of the experts' weights: `{info.weights_sha256}`
 """
+
+
+def _at_home(note: ExpertNote, routed: RoutedInfo) -> str:
+    if not note.num_held_out:
+        return ""
+    return f"{note.home_gain:+.3f} {routed.home_unit} on {note.num_held_out} held-out {routed.what}s"
+
+
+def _all_at_home(routed: RoutedInfo) -> str:
+    so = " So the global model answers alone, always." if routed.no_better_at_home else ""
+    return f"- {home_words(routed)}{so}\n" if routed.num_held_out else ""
 
 
 def _in_part(info: BundleInfo) -> str:

@@ -51,13 +51,15 @@ def comparable(federation: Federation) -> dict[str, Array]:
 
 def notes_of(federation: Federation) -> tuple[ExpertNote, ...]:
     """What the bundle says of each expert."""
-    with_statistics = comparable(federation)
+    with_statistics, digest = comparable(federation), safe.digest(federation.experts[0].weights)
     return tuple(
         ExpertNote(
             site=expert.info.site,
             num_train=expert.info.num_train,
             rounds=expert.info.rounds,
             num_cases=expert.info.num_cases if expert.info.site in with_statistics else 0,
+            num_held_out=expert.info.num_held_out if expert.info.reference_digest == digest else 0,
+            home_gain=expert.info.home_gain if expert.info.reference_digest == digest else 0.0,
             weights_sha256=safe.digest(expert.weights),
         )
         for expert in federation.experts

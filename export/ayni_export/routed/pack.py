@@ -107,6 +107,7 @@ def _graphs(
         why_no_gradient=why,
         latency=speed,
         dimensions=3 if task.image.depth else 2,
+        home_unit="Dice" if task.kind == "segmentation" else "nats",
     )
     experts = safe.encode(arrays)
     # a folded network's file will be laid out like this one, so the graph can say where its weights will lie

@@ -28,6 +28,7 @@ Weight = Annotated[float, Meta(ge=0, le=1)]
 Figure = Annotated[float, Meta(ge=0, le=1e9)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Num = Annotated[int, Meta(ge=0, lt=2**31)]
+Gain = Annotated[float, Meta(ge=-1000, le=1000)]
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,12 +36,15 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ExpertNote(_Record, frozen=True, kw_only=True):
-    """One expert. `num_cases`: training images behind its statistics; 0 if the site gave none."""
+    """One expert. `num_cases`: training images behind its statistics; 0 if the site gave none. `home_gain`: by how much
+    it is better than the global model on `num_held_out` images of its own site (`ExpertInfo` says in what)."""
 
     site: Name
     num_train: Num
     rounds: Num
     num_cases: Num
+    num_held_out: Num = 0
+    home_gain: Gain = 0.0
     weights_sha256: Digest  # as it was shared, before it was rounded to the bundle's form
 
 
@@ -66,11 +70,27 @@ class RoutedInfo(_Record, frozen=True, kw_only=True):
     why_no_gradient: str = ""
     latency: Latency
     dimensions: Literal[2, 3] = 2  # 3 of volumes
+    home_unit: Literal["Dice", "nats"] = "nats"
 
     @property
     def what(self) -> str:
         """One of a worklist, in words."""
         return "image" if self.dimensions == 2 else "volume"
+
+    @property
+    def num_held_out(self) -> int:
+        """Images on which sites compared their experts with the global model."""
+        return sum(expert.num_held_out for expert in self.experts)
+
+    @property
+    def home_gain(self) -> float:
+        """How much better the experts are at home than the global model, the mean over these images; 0 of none."""
+        return sum(expert.num_held_out * expert.home_gain for expert in self.experts) / max(1, self.num_held_out)
+
+    @property
+    def no_better_at_home(self) -> bool:
+        """Then nothing speaks for a mixture, and the global model answers alone. Not where no site told."""
+        return self.num_held_out > 0 and self.home_gain <= 0
 
     @property
     def has_gradient(self) -> bool:

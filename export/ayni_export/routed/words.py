@@ -20,8 +20,11 @@ def verdict(info: RoutedInfo, adaptation: Adaptation) -> str:
     """Who speaks, in one sentence."""
     if adaptation.chosen == "global":
         if not adaptation.tried:
-            why = "there is no other expert" if len(info.experts) == 1 else f"no {info.what} could be used to choose by"
-            return f"{FALL_BACK}: {why}."
+            if len(info.experts) == 1:
+                return f"{FALL_BACK}: there is no other expert."
+            if info.no_better_at_home and adaptation.num_images:
+                return f"{FALL_BACK}: at their own sites the experts are no better than it."
+            return f"{FALL_BACK}: no {info.what} could be used to choose by."
         return f"{FALL_BACK}: a mixture was tried, and the guard refused it."
     spoken = who_spoke(info.names, adaptation.weights)
     return f"{spoken[0].upper()}{spoken[1:]}."
@@ -63,6 +66,8 @@ def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
         )
     elif len(info.experts) > 1:
         said.append(f"No expert's site gave statistics of its training {info.what}s, so nothing points to one of them.")
+    if at_home := home_words(info):
+        said.append(at_home)
     if adaptation.refinement is not None and adaptation.refinement.num_steps:
         steps = adaptation.refinement
         own = f", the last {steps.num_own} of them layer by layer," if steps.num_own and info.has_gradient else ""
@@ -80,6 +85,17 @@ def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
                 f"The guard passed {mixture}: agreement with the global model {tried.answers.agreement:.2f} of 1."
             )
     return said
+
+
+def home_words(info: RoutedInfo) -> str:
+    """What the sites' held-out images say of their experts; nothing if no site told."""
+    if not info.num_held_out:
+        return ""
+    return (
+        f"On {info.num_held_out} held-out {info.what}s of their own sites the experts are "
+        f"{'no ' if info.no_better_at_home else ''}better than the global model: {info.home_gain:+.3f} "
+        f"{info.home_unit} in the mean."
+    )
 
 
 def _of_answers(info: RoutedInfo) -> str:

@@ -8,6 +8,7 @@ from ayni.artefacts.files import write_atomic
 from ayni.errors import UserError
 from ayni.jobs import Done, MakeExpert
 from ayni.learning.batches import Normaliser
+from ayni.learning.home_gain import home_gain
 from ayni.learning.models import read_weights
 from ayni.learning.networks import load_weights, seeded_network
 from ayni.learning.site_data import load_own_images
@@ -32,7 +33,9 @@ def make_expert(job: MakeExpert) -> Done:
     network = seeded_network(task.small_network, task, task.seed)
     load_weights(network, load_global(job.global_model, job.global_digest, network))
     statistics_2F = training_statistics(network, own.train_NCHW, normalise)
-    num_train = len(own.train_truth)
+    num_train, num_held_out = len(own.train_truth), len(own.holdout_truth)
+    personal = seeded_network(task.small_network, task, task.seed)
+    load_weights(personal, weights)
     info = ExpertInfo(
         site=context.site,
         task=task.name,
@@ -41,8 +44,10 @@ def make_expert(job: MakeExpert) -> Done:
         num_train=num_train,
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
-        reference_digest=job.global_digest if statistics_2F is not None else "",
+        reference_digest=job.global_digest if statistics_2F is not None or num_held_out else "",
         num_cases=num_train if statistics_2F is not None else 0,
+        num_held_out=num_held_out,
+        home_gain=round(home_gain(personal, network, own, normalise, task.kind), 4),
     )
     expert = Expert(info, weights, None if statistics_2F is None else statistics_2F.numpy())
     write_atomic(Path(job.expert_out), encode_expert(expert, "fp32" if task.traffic.form == "fp32" else "fp16"))

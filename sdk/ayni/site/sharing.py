@@ -24,13 +24,16 @@ Sharing = Literal["no", "on its way", "shared"]
 
 
 class SharedExpert(msgspec.Struct, frozen=True, kw_only=True):
-    """What left the site: `num_bytes`, with statistics of `num_channels` over `num_cases` training images (or none)."""
+    """What left the site: `num_bytes`, with statistics of `num_channels` over `num_cases` training images (or none);
+    and that on `num_held_out` images the expert has a `home_gain` over the global model (`ExpertInfo`)."""
 
     sha256: str
     num_bytes: int
     num_train: int
     num_cases: int
     num_channels: int
+    num_held_out: int
+    home_gain: float
 
 
 def sharing(home: Path) -> Sharing:
@@ -115,6 +118,8 @@ def told(path: Path) -> SharedExpert:
         num_train=expert.info.num_train,
         num_cases=expert.info.num_cases,
         num_channels=0 if expert.statistics_2F is None else expert.statistics_2F.shape[1],
+        num_held_out=expert.info.num_held_out,
+        home_gain=expert.info.home_gain,
     )
 
 

@@ -25,6 +25,7 @@ Num = Annotated[int, Meta(ge=0, lt=2**31)]
 PixelMean = Annotated[float, Meta(ge=0, le=1)]
 PixelStd = Annotated[float, Meta(gt=0, le=1)]
 Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+Gain = Annotated[float, Meta(ge=-1000, le=1000)]
 
 _WEIGHTS, _STATISTICS = "weights.", "statistics"
 
@@ -35,7 +36,8 @@ class ExpertInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     After `rounds` of the federation: a running mean with `decay` (0 if it is no mean); `num_train` private training
     images. `pixel_mean` and `pixel_std` normalise an image's channels. The statistics are of `num_cases` training
     images (0: none) in the global model whose tensors have the digest `reference_digest`, so that those of all sites
-    can be compared.
+    can be compared. On the `num_held_out` images that its site trained nothing on (0: it told nothing) it is better
+    than that global model by `home_gain`, in the mean: in Dice, or in nats of what it gives to the true class.
     """
 
     site: Name
@@ -47,6 +49,8 @@ class ExpertInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pixel_std: Annotated[tuple[PixelStd, ...], Meta(min_length=1, max_length=16)]
     reference_digest: Digest = ""
     num_cases: Num = 0
+    num_held_out: Num = 0
+    home_gain: Gain = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +107,12 @@ def _checked(info: ExpertInfo, tensors: dict[str, Array]) -> Expert:
         weights[name] = tensor.astype(np.float32)
     if not weights:
         raise IntegrityError("an expert without weights")
+    if (info.home_gain and not info.num_held_out) or (info.num_held_out and not info.reference_digest):
+        raise IntegrityError("an expert that is better on no image, or than an unknown model")
     if len(info.pixel_mean) != len(info.pixel_std):
         raise IntegrityError("an expert whose normalisation has unequal numbers of means and deviations")
     if statistics is None:
-        if info.num_cases or info.reference_digest:
+        if info.num_cases or (info.reference_digest and not info.num_held_out):
             raise IntegrityError("an expert whose statistics are missing")
         return Expert(info, weights)
     if info.num_cases < MIN_CASES or not info.reference_digest:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ayni.errors import UserError
 from ayni.learning.batches import as_tensor
 from ayni.learning.fine_tune import fine_tuned
+from ayni.learning.home_gain import home_gain
 from ayni.learning.networks import Network
 from ayni.learning.site_data import own_images
 from ayni.learning.statistics import training_statistics
@@ -40,7 +41,8 @@ def train_without(job: Job, group: str, plan: LeaveOut, tell: Tell) -> UnseenSit
         tuned = fine_tuned(network, site.own, setup.normalise, setup.task, site.name, plan.steps)
         states.append(_state(tuned))
         looks_2F = training_statistics(network, site.own.train_NCHW, setup.normalise)
-        participants.append(Participant(site.name, site.own, looks_2F))
+        gain = home_gain(tuned, network, site.own, setup.normalise, setup.task.kind)
+        participants.append(Participant(site.name, site.own, looks_2F, gain))
     return UnseenSite(
         task=setup.task,
         network=network,

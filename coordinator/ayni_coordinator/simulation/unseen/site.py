@@ -33,11 +33,13 @@ BATCH = 32  # images that are answered at once; it changes nothing but memory
 
 @dataclass(frozen=True)
 class Participant:
-    """A site that trained: what it has, and what it lets others know (`statistics_2F`: None below the least number)."""
+    """A site that trained: what it has, and what it lets others know (`statistics_2F`: None below the least number;
+    `home_gain`: of its expert over the global model, on its held-out images)."""
 
     name: str
     own: OwnImages
     statistics_2F: Tensor | None
+    home_gain: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class UnseenSite:
     @property
     def num_experts(self) -> int:
         return len(self.states)
+
+    @property
+    def no_better_at_home(self) -> bool:
+        """As the product says of a routed bundle (`RoutedInfo`)."""
+        return sum(len(one.own.holdout_truth) * one.home_gain for one in self.participants) <= 0
 
     @cached_property
     def asked(self) -> Answering:

@@ -16,6 +16,7 @@ WAYS: dict[str, Way] = {
     "soup": plain.soup,
     "ensemble": plain.ensemble,
     "oracle": plain.oracle,
+    "oracle_half": plain.oracle_half,
     "norm_refresh": refreshing.norm_refresh,
     "tent": refreshing.tent,
     "fine_tune": refreshing.fine_tune,
