@@ -276,6 +276,9 @@ def test_where_experts_are_no_better_at_home_a_worklist_is_answered_by_the_globa
         said = [verdict(routed_info(opened), adaptation), *reasons(routed_info(opened), adaptation)]
         assert any("at their own sites the experts are no better" in text for text in said) == (chosen == "global")
         assert any("On 8 held-out images of their own sites" in text for text in said)
+        how = "before any image was seen" if chosen == "global" else "by how the images look"
+        assert f"This was chosen {how}" in explained(routed_info(opened), adaptation)
+        assert any("The choice rests on 8 images" in text for text in said) == (chosen != "global")
 
 
 def test_a_plain_bundle_cannot_be_adapted_and_what_is_no_bundle_is_left_alone(tmp_path: Path) -> None:

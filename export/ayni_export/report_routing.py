@@ -9,7 +9,7 @@ from html import escape
 
 from ayni_export.reported import printable
 from ayni_export.routed.record import Adaptation, RoutedInfo
-from ayni_export.routed.words import UNCHECKED, reasons, verdict
+from ayni_export.routed.words import reasons, unchecked, verdict
 
 WIDTH, ROW, NAMES, SHARES = 800, 26, 200, 64  # of the picture, in its own units: what names and shares take
 MAX_NAME_LETTERS = 26
@@ -21,7 +21,7 @@ def routing_section(info: RoutedInfo, adaptation: Adaptation) -> str:
     return f"""<section>
 <h2>Which site's model spoke</h2>
 <p class="spoke">{escape(printable(verdict(info, adaptation)))}</p>
-<p class="meaning">{UNCHECKED}</p>
+<p class="meaning">{unchecked(adaptation)}</p>
 <figure class="routing">
 {routing_svg(info, adaptation)}
 <figcaption>A row for each expert, a column for each of the {len(info.layers)} layers of the network, from the \

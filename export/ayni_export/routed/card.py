@@ -71,7 +71,7 @@ logits of mixed experts within {parity.logits:.1e}, mixed before or inside the g
 
 def _at_home(note: ExpertNote, routed: RoutedInfo) -> str:
     if not note.num_held_out:
-        return ""
+        return "not told"
     return f"{note.home_gain:+.3f} {routed.home_unit} on {note.num_held_out} held-out {routed.what}s"
 
 

@@ -12,7 +12,6 @@ from ayni_export.routed.record import Adaptation, RoutedInfo
 FEW_IMAGES = 8  # below, what is chosen is called rough
 LEAST_SHARE = 0.01  # an expert with less is not named
 ALMOST_ALL = 0.9995
-UNCHECKED = "This was chosen by how the images look, without a diagnosis of any of them; nobody checked it."
 FALL_BACK = "The global model answers alone"
 
 
@@ -28,6 +27,16 @@ def verdict(info: RoutedInfo, adaptation: Adaptation) -> str:
         return f"{FALL_BACK}: a mixture was tried, and the guard refused it."
     spoken = who_spoke(info.names, adaptation.weights)
     return f"{spoken[0].upper()}{spoken[1:]}."
+
+
+def unchecked(adaptation: Adaptation) -> str:
+    """What nobody did."""
+    how = (
+        "by how the images look, without a diagnosis of any of them"
+        if adaptation.tried
+        else "before any image was seen"
+    )
+    return f"This was chosen {how}; nobody checked it."
 
 
 def who_spoke(names: Sequence[str], weights: Sequence[float]) -> str:
@@ -47,11 +56,11 @@ def who_spoke(names: Sequence[str], weights: Sequence[float]) -> str:
 def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
     """Sentences on how it came to be, each true by itself."""
     said = []
-    if adaptation.num_images:
+    if adaptation.num_images and adaptation.tried:
         rough = "" if adaptation.num_images >= FEW_IMAGES else f": fewer than {FEW_IMAGES}, so the choice is rough"
         images = f"{adaptation.num_images} {info.what}{'' if adaptation.num_images == 1 else 's'}"
         said.append(f"The choice rests on {images}{rough}.")
-    if adaptation.num_in_part:
+    if adaptation.num_in_part and adaptation.tried:
         said.append(
             f"{adaptation.num_in_part} of them {'is' if adaptation.num_in_part == 1 else 'are'} larger than what the "
             "network sees at once: the choice rests on the part in the middle. What is answered is all of it."
@@ -111,7 +120,7 @@ def explained(info: RoutedInfo, adaptation: Adaptation) -> str:
     )
     return f"""# How this bundle was adapted
 
-{verdict(info, adaptation)} {UNCHECKED}
+{verdict(info, adaptation)} {unchecked(adaptation)}
 
 {lines}
 
