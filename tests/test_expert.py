@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import msgspec
@@ -68,7 +69,7 @@ def test_an_expert_need_not_have_statistics() -> None:
 
 
 def test_an_expert_without_statistics_may_say_how_good_it_is_at_home() -> None:
-    told = info(num_cases=0, num_held_out=3, home_gain=-0.25)
+    told = info(num_cases=0, num_held_out=5, home_gain=-0.25, home_spread=0.5)
     assert decode_expert(encode_expert(Expert(told, WEIGHTS))).info == told
 
 
@@ -95,7 +96,12 @@ def test_decoded_arrays_are_copies() -> None:
         (WEIGHTS, np.full((2, 3), np.inf, np.float32), {}),
         (WEIGHTS, STATISTICS, {"pixel_std": (0.2, 0.2)}),
         (WEIGHTS, STATISTICS, {"home_gain": 0.1}),  # on no image
-        (WEIGHTS, None, {"num_cases": 0, "reference_digest": "", "num_held_out": 3}),  # over an unknown model
+        (WEIGHTS, STATISTICS, {"home_spread": 0.1}),
+        (WEIGHTS, None, {"num_cases": 0, "reference_digest": "", "num_held_out": 5}),  # over an unknown model
+        (WEIGHTS, STATISTICS, {"num_held_out": 4}),  # too few
+        (WEIGHTS, STATISTICS, {"num_held_out": 5, "home_gain": 1001.0}),
+        (WEIGHTS, STATISTICS, {"num_held_out": 5, "home_gain": math.nan}),
+        (WEIGHTS, STATISTICS, {"num_held_out": 5, "home_spread": -0.1}),
     ],
 )
 def test_what_cannot_be_an_expert_is_neither_written_nor_read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
@@ -35,22 +36,26 @@ def held_out(truth: Tensor) -> OwnImages:
 
 
 def test_of_classes_it_is_the_logarithm_of_what_the_true_one_was_given() -> None:
-    """The global model gives both classes 1/2, the site's gives 1/4 and 3/4; two images of three are of the second."""
-    own = held_out(torch.tensor([0, 1, 1]))
+    """The global model gives both classes 1/2, the site's gives 1/4 and 3/4; four images of six are of the second."""
+    own = held_out(torch.tensor([0, 1, 1, 0, 1, 1]))
     personal, general = Always([0.0, math.log(3)]), Always([0.0, 0.0])
-    by_hand = (math.log(1 / 2) + 2 * math.log(3 / 2)) / 3
-    assert home_gain(personal, general, own, AS_THEY_ARE, "classification") == pytest.approx(by_hand)
-    assert home_gain(general, personal, own, AS_THEY_ARE, "classification") == pytest.approx(-by_hand)
+    each = [math.log(1 / 2), math.log(3 / 2), math.log(3 / 2)] * 2
+    mean, spread = fmean(each), pstdev(each)
+    assert home_gain(personal, general, own, AS_THEY_ARE, "classification") == pytest.approx((6, mean, spread))
+    assert home_gain(general, personal, own, AS_THEY_ARE, "classification") == pytest.approx((6, -mean, spread))
 
 
 def test_of_structures_it_is_dice() -> None:
     """Two pixels of four are inside. The site's outlines these: 1; the global one all four: 2 * 2 / 6."""
     inside = [[[5.0, 5.0], [-5.0, -5.0]]]
-    own = held_out(torch.from_numpy((np.array(inside) > 0).astype(np.uint8))[None].repeat(3, 1, 1, 1))
+    own = held_out(torch.from_numpy((np.array(inside) > 0).astype(np.uint8))[None].repeat(5, 1, 1, 1))
     everything = Always([[[5.0, 5.0], [5.0, 5.0]]])
-    assert home_gain(Always(inside), everything, own, AS_THEY_ARE, "segmentation") == pytest.approx(1 - 4 / 6)
+    assert home_gain(Always(inside), everything, own, AS_THEY_ARE, "segmentation") == pytest.approx(
+        (5, 1 - 4 / 6, 0), abs=1e-6
+    )
 
 
-def test_where_nothing_is_held_out_nothing_is_gained() -> None:
-    own = held_out(torch.zeros(0, dtype=torch.int64))
-    assert home_gain(Always([0.0, 1.0]), Always([0.0, 0.0]), own, AS_THEY_ARE, "classification") == 0
+def test_fewer_than_five_images_could_tell_of_one_patient_so_nothing_is_told() -> None:
+    for number in (0, 4):
+        own = held_out(torch.zeros(number, dtype=torch.int64))
+        assert home_gain(Always([0.0, 1.0]), Always([0.0, 0.0]), own, AS_THEY_ARE, "classification") == (0, 0, 0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from statistics import NormalDist, fmean, pstdev, stdev
 
 import numpy as np
 import pytest
 
 from ayni.tensors.safe import Floats
 from ayni_export.routed.adapt import Ask, Comparison, Setting, candidates, choose, only_global
+from ayni_export.routed.at_home import Told, share_of_the_say
 from ayni_export.routed.guard import Limits, answers_of, brief, refusals
 from ayni_export.routed.mixed_answers import gradient_of_mixed_answers
 from ayni_export.routed.refine import Pixels, refined, shared
@@ -222,10 +224,32 @@ def test_refined_steps_that_make_answers_less_sure_give_way_to_the_start() -> No
 
 
 def test_experts_that_are_no_better_at_home_are_not_even_tried() -> None:
-    told = dataclasses.replace(setting(), no_better_at_home=True)
+    told = dataclasses.replace(setting(), say=0.0)
     choice = choose(IMAGES, NEAR_THE_SECOND, NUM_LAYERS, answering([]), told)
     assert (choice.chosen, choice.tried, choice.distances) == ("global", (), (None, 0.0))
     assert np.array_equal(choice.routing_LE, only_global(NUM_LAYERS, 2))
+
+
+def test_what_a_mixture_may_not_say_is_the_global_models() -> None:
+    """The start is the second expert alone; with a quarter of the say it gets a quarter."""
+    quarter = choose(
+        IMAGES, NEAR_THE_SECOND, NUM_LAYERS, answering([DISC, DISC]), dataclasses.replace(setting(), say=0.25)
+    )
+    assert quarter.routing_LE.tolist() == [[0.75, 0.25]] * NUM_LAYERS
+
+
+def test_the_share_of_the_say_is_what_a_normal_mean_says() -> None:
+    """Each image by hand beside the sites' means and deviations: z of the mean, by Python's own normal distribution."""
+    one, other = [0.3, -0.1, 0.2, 0.0], [0.1, 0.5]
+    told = [Told(len(gains), fmean(gains), pstdev(gains)) for gains in (one, other)]
+    both = [*one, *other]
+    z = fmean(both) / (stdev(both) / len(both) ** 0.5)
+    assert share_of_the_say(told) == pytest.approx(2 * NormalDist().cdf(z) - 1)
+    worse = [told[0]._replace(gain=-0.1), Told(0, 0.0, 0.0), told[1]._replace(gain=-0.2)]
+    assert share_of_the_say(worse) == 0
+    assert [share_of_the_say([Told(n, 0.1, 0.0)]) for n in (1, 2)] == [1.0, 1.0]
+    assert share_of_the_say([Told(1, -0.1, 0.0)]) == 1.0  # of one image nothing follows
+    assert share_of_the_say([Told(3, 0.0, 0.0)]) == 0
 
 
 @pytest.mark.parametrize(("seen", "num_experts"), [([], 2), (IMAGES, 1)])

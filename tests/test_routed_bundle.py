@@ -255,14 +255,13 @@ def test_what_experts_gain_at_home_is_the_mean_over_images_over_the_very_model_t
     made = at_home(federation(), (4, 0.1), (12, -0.05), (50, 0.9))
     info = export_routed(made, tmp_path / "bundle").routed
     assert info is not None
-    assert (info.num_held_out, info.home_unit, info.no_better_at_home) == (16, "Dice", True)
+    assert (info.num_held_out, info.home_unit, info.say) == (16, "Dice", 0)
     assert info.home_gain == pytest.approx(-0.0125)
     card = (tmp_path / "bundle/docs/model_card.md").read_text()
     assert "+0.100 Dice on 4 held-out images |" in card
-    assert (
-        "On 16 held-out images of their own sites the experts are no better than the global model: -0.013 Dice" in card
-    )
-    assert "the global model answers alone, always." in card
+    assert "| the model of silent | 64 | none | not told |" in card
+    assert "On 16 held-out images of their own sites the experts are no better than the global model" in card
+    assert "The global model answers alone: at their own sites the experts are no better than it." in card
 
 
 def test_where_experts_are_no_better_at_home_a_worklist_is_answered_by_the_global_model(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_it_is_evaluated_and_exported_like_any_model(trained: Federation, tmp_pa
 def test_without_a_yes_nothing_is_sent(shared: Federation) -> None:
     asked = run("site", "share-expert", shared.folder / "clinic-b")
     assert asked.returncode == 1
-    assert "Send this site's personal model" in asked.stdout
+    assert "Send the personal model" in asked.stdout
     assert sent_bytes(shared, "clinic-b") == 0
 
 
@@ -208,9 +208,10 @@ def test_its_statistics_are_those_of_its_training_images_in_the_last_global_mode
         general = torch.log_softmax(network(held), 1)
         load_weights(network, personal_of(shared, "clinic-a"))
         personal = torch.log_softmax(network(held), 1)
-    gain = (personal - general)[torch.arange(len(truth)), truth].mean()
+    gain = (personal - general)[torch.arange(len(truth)), truth]
     assert expert.info.num_held_out == len(truth) == 12
-    assert expert.info.home_gain == pytest.approx(gain.item(), abs=1e-4)
+    assert expert.info.home_gain == pytest.approx(gain.mean().item(), abs=1e-4)
+    assert expert.info.home_spread == pytest.approx(gain.std(correction=0).item(), abs=1e-4)
 
 
 def test_agreeing_twice_sends_nothing_twice(shared: Federation) -> None:

@@ -19,6 +19,7 @@ from ayni_coordinator.simulation.unseen.merging import jensen_shannon
 from ayni_coordinator.simulation.unseen.site import LONG_WORKLIST, WORKLIST, Participant, UnseenSite
 from ayni_coordinator.simulation.unseen.ways import WAYS
 from ayni_export.routed import start
+from ayni_export.routed.at_home import Told
 from small_setups import few_images_task, small_setup, small_task, squares
 
 TASKS = [small_task("classification"), small_task("segmentation"), few_images_task()]
@@ -36,7 +37,7 @@ def site(request: pytest.FixtureRequest) -> UnseenSite:
     likes = own_images(*squares(10, task.kind, 52), task, "alike")
     darks = own_images(dark_NHWC // 20, dark_truth, task, "dark")
     participants = [
-        Participant(name, own, training_statistics(network, own.train_NCHW, setup.normalise), home_gain=0.1)
+        Participant(name, own, training_statistics(network, own.train_NCHW, setup.normalise), Told(2, 0.1, 0.0))
         for name, own in (("alike", likes), ("dark", darks))
     ]
     tuned = [fine_tuned(network, each.own, setup.normalise, task, each.name, 4) for each in participants]
@@ -103,11 +104,13 @@ def test_the_oracle_of_the_other_half_chooses_by_images_that_it_does_not_answer(
 
 
 def test_where_the_experts_are_no_better_at_home_the_global_model_answers(site: UnseenSite) -> None:
-    """Two held-out images each: the gains of -.1 and .1 are nothing in the mean, and of -.1 and .2 something."""
+    """The gains of -.1 and .1 on two held-out images each are nothing in the mean, and of -.1 and .2 something."""
     alike, dark = site.participants
-    assert len(alike.own.holdout_truth) == len(dark.own.holdout_truth)
     for gain, is_used in ((0.1, False), (0.2, True)):
-        told = [dataclasses.replace(alike, home_gain=-0.1), dataclasses.replace(dark, home_gain=gain)]
+        told = [
+            dataclasses.replace(alike, at_home=Told(2, -0.1, 0.0)),
+            dataclasses.replace(dark, at_home=Told(2, gain, 0.0)),
+        ]
         answered = WAYS["routed"](dataclasses.replace(site, participants=told))
         assert torch.equal(answered, WAYS["global"](site)) is not is_used
 

@@ -60,6 +60,8 @@ def speak(
         typer.echo(verdict(info, adaptation), err=True)
     if refine and (info is None or (bundle.adaptation is not None and adaptation is not None)):
         typer.echo("--refine changes nothing: it is for a routed bundle that was not adapted yet.", err=True)
+    elif refine and info is not None and info.say == 0:
+        typer.echo("--refine changes nothing: at home the experts are no better than the global model.", err=True)
     elif refine and info is not None and not info.has_gradient:
         typer.echo(
             f"--refine mixes answers, not weights: no gradient graph is here ({info.why_no_gradient}).", err=True
@@ -138,10 +140,8 @@ def export_routed_home(home: Path, bundle: Path, form: str, *, alone: bool, as_j
     typer.echo(f"{len(routed.experts)} experts ({', '.join(routed.names)}), {len(routed.layers)} layers, {routed.form}")
     if at_home := home_words(routed):
         typer.echo(at_home)
-    if routed.no_better_at_home:
-        typer.echo(
-            "So the global model answers alone. More steps for personal models, or more images, may change that."
-        )
+    if routed.say == 0:
+        typer.echo("So the global model answers alone.")
     for name, size in num_bytes.items():
         typer.echo(f"  {size / 1e6:8.3f} MB  {name}")
     speed = routed.latency

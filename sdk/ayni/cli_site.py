@@ -27,8 +27,8 @@ def share_expert(
     """Agree that this site's personal model is used in the coordinator's routed bundles, and send it.
 
     With it go the means and variances of some channels over the site's training images, if there are five or more, and
-    by how much it is better than the global model on the site's held-out images. No image goes. Without this command a
-    personal model never leaves its site.
+    by how much it is better than the global model on held-out images, if there are five or more: bundles show that
+    beside the site's name. No image goes. Without this command a personal model never leaves its site.
 
     Example: ayni site share-expert clinic-home
     """
@@ -48,8 +48,8 @@ def share_expert(
     check_shareable(site.home, site.settings.participation)
     if not yes:
         typer.confirm(
-            f"Send this site's personal model and the statistics of its images to the coordinator of "
-            f"{site.settings.task!r}, for bundles that other places use?",
+            f"Send the personal model, the statistics of its images, and how much better it is at home than the "
+            f"global model to the coordinator of {site.settings.task!r}, for bundles that others use and read?",
             abort=True,
         )
     with TerminalWatcher() as watcher:
@@ -66,7 +66,7 @@ def share_expert(
     if sent.num_held_out:
         better = "better" if sent.home_gain > 0 else "no better"
         typer.echo(
-            f"And one figure: on {sent.num_held_out} held-out images it is {better} than the global model "
-            f"({sent.home_gain:+.3f})."
+            f"Also how it does at home: on {sent.num_held_out} held-out images it is {better} than the global model "
+            f"({sent.home_gain:+.3f} in the mean: Dice, or nats of the true class)."
         )
     typer.echo(f"Take it back for later bundles with: ayni site share-expert {home} --revoke")

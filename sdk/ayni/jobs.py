@@ -66,7 +66,8 @@ class TrainAlone(msgspec.Struct, frozen=True, kw_only=True, tag="train-alone"):
 
 class MakeExpert(msgspec.Struct, frozen=True, kw_only=True, tag="make-expert"):
     """Write the personal model (HOME/models/personal) as an expert to `expert_out`, with the statistics of the site's
-    training images in the global model. The same job gives the same bytes."""
+    training images in the global model, and what it gains over that on held-out ones. The same job gives the same
+    bytes."""
 
     context: SiteContext
     global_model: list[str]

@@ -47,13 +47,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the answers are about: `names` of structures (`dense`) or classes, in images or volumes (`what`); and
-    whether the experts are `no_better_at_home` than the global model."""
+    """What the answers are about: `names` of structures (`dense`) or classes, in images or volumes (`what`); and how
+    much of the `say` a mixture may have, 0 to 1."""
 
     names: Sequence[str]
     dense: bool
     what: str = "image"
-    no_better_at_home: bool = False
+    say: float = 1.0
     limits: Limits = field(default_factory=Limits)
 
 
@@ -70,13 +70,17 @@ class Choice:
 
 
 def candidates(
-    comparison: Comparison, seen: Sequence[Pixels], num_layers: int, gradient: Gradient | None
+    comparison: Comparison, seen: Sequence[Pixels], num_layers: int, gradient: Gradient | None, say: float = 1.0
 ) -> list[Candidate]:
     """The strategy: what to try for this worklist, the best guess first. The guard takes the first that it passes.
+    What a mixture may not have of the `say` is the global model's.
 
     `seen`: its images. `gradient`: for a refinement, if one was asked for.
     """
     start_E = start_weights(comparison.here, comparison.there, comparison.places)
+    if say < 1:
+        start_E = np.asarray(say * start_E, np.float32)
+        start_E[0] += 1 - say
     start = Candidate("start", shared(start_E, num_layers))
     if gradient is None:
         return [start]
@@ -98,13 +102,13 @@ def choose(
     gradient: Gradient | None = None,
 ) -> Choice:
     """Weigh up the strategy's candidates; the first that the guard passes, or else the global model. It answers alone
-    too where the experts are no better at home: then nothing says that they are better anywhere.
+    too where a mixture may not speak: its experts are no better even at home.
 
     `seen`: the worklist's images. `ask_with(routing_LE)` is a mixture, ready to be asked; one is in memory at a time.
     """
     distances = comparison.distances()
     alone_LE = only_global(num_layers, len(distances))
-    if not seen or len(distances) == 1 or setting.no_better_at_home:
+    if not seen or len(distances) == 1 or setting.say == 0:
         return Choice(alone_LE, "global", distances)
 
     def replies(routing_LE: Floats) -> list[Reply]:
@@ -115,7 +119,7 @@ def choose(
     usual = answers_of(reference, reference)
     answered = [
         (each, answers_of(replies(each.routing_LE), reference))
-        for each in candidates(comparison, seen, num_layers, gradient)
+        for each in candidates(comparison, seen, num_layers, gradient, setting.say)
     ]
     tried: list[Tried] = []
     chosen: Candidate | None = None

@@ -93,11 +93,12 @@ def adapted(bundle: Bundle, images: Sequence[Path], reading: Reading, *, refine:
         heard = _heard(reading, "weighing up a mixture", len(worklist.seen))
         return lambda image_hwK: heard(session.run(image_hwK[np.newaxis])[1][0])
 
-    looks = _looks(bundle, experts, worklist.seen, reading)
+    compared = worklist.seen if info.say else []  # nothing is asked of images where no mixture may speak
+    looks = _looks(bundle, experts, compared, reading)
     comparison = Comparison(looks, experts.statistics, Places(bundle.info.image.channels, experts.num_features))
-    gradient = _gradient(bundle, info, experts, reading) if refine else None
+    gradient = _gradient(bundle, info, experts, reading) if refine and info.say else None
     dense = bundle.info.task_kind == "segmentation"
-    setting = Setting(bundle.info.classes, dense, info.what, no_better_at_home=info.no_better_at_home)
+    setting = Setting(bundle.info.classes, dense, info.what, say=info.say)
     choice = choose(worklist.seen, comparison, num_layers, ask_with, setting, gradient)
     weights = experts.fold(choice.routing_LE)
     session = _session(bundle, weights, reading)

@@ -30,8 +30,7 @@ mix them for a place that never trained.
 
 {info.intended_use}
 
-It is not a medical device. Answers to one worklist come from one mixture of the experts, chosen by how {what}s look,
-without labels; the report of each diagnosis shows the mixture.
+It is not a medical device. {_whose_answers(routed)} The report of each diagnosis shows which model spoke.
 
 ## Experts
 
@@ -46,7 +45,7 @@ Each site agreed to share its model, and can withdraw it from later bundles. No 
 - From the worklist's feature statistics (means and variances of few layers) and those of the sites' training {what}s.
 - A guard compares its answers with the global model's on the same {what}s: {measures}, sureness and agreement. If they
   part too far, the global model answers alone, and the report says so.
-{_all_at_home(routed)}\
+- {home_words(routed) or f"No site told how its model does on {what}s that it held out."}
 {_in_part(info)}\
 - One {what} is enough; eight or more are better.
 
@@ -71,13 +70,16 @@ logits of mixed experts within {parity.logits:.1e}, mixed before or inside the g
 
 def _at_home(note: ExpertNote, routed: RoutedInfo) -> str:
     if not note.num_held_out:
-        return "not told"
+        return "" if note.site == "global" else "not told"
     return f"{note.home_gain:+.3f} {routed.home_unit} on {note.num_held_out} held-out {routed.what}s"
 
 
-def _all_at_home(routed: RoutedInfo) -> str:
-    so = " So the global model answers alone, always." if routed.no_better_at_home else ""
-    return f"- {home_words(routed)}{so}\n" if routed.num_held_out else ""
+def _whose_answers(routed: RoutedInfo) -> str:
+    if routed.say == 0:
+        return "The global model answers alone: at their own sites the experts are no better than it."
+    return (
+        f"Answers to one worklist come from one mixture of experts, chosen by how {routed.what}s look, without labels."
+    )
 
 
 def _in_part(info: BundleInfo) -> str:

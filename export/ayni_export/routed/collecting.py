@@ -60,6 +60,7 @@ def notes_of(federation: Federation) -> tuple[ExpertNote, ...]:
             num_cases=expert.info.num_cases if expert.info.site in with_statistics else 0,
             num_held_out=expert.info.num_held_out if expert.info.reference_digest == digest else 0,
             home_gain=expert.info.home_gain if expert.info.reference_digest == digest else 0.0,
+            home_spread=expert.info.home_spread if expert.info.reference_digest == digest else 0.0,
             weights_sha256=safe.digest(expert.weights),
         )
         for expert in federation.experts

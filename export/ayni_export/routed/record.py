@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from ayni.task import Name
+from ayni_export.routed.at_home import Told, share_of_the_say
 
 MAX_EXPERTS, MAX_LAYERS = 256, 2000
 # one network's graphs take folded weights, without and with statistics; the other two all experts' weights, stacked
@@ -29,6 +30,7 @@ Figure = Annotated[float, Meta(ge=0, le=1e9)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Num = Annotated[int, Meta(ge=0, lt=2**31)]
 Gain = Annotated[float, Meta(ge=-1000, le=1000)]
+Spread = Annotated[float, Meta(ge=0, le=1000)]
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,8 +38,9 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ExpertNote(_Record, frozen=True, kw_only=True):
-    """One expert. `num_cases`: training images behind its statistics; 0 if the site gave none. `home_gain`: by how much
-    it is better than the global model on `num_held_out` images of its own site (`ExpertInfo` says in what)."""
+    """One expert. `num_cases`: training images behind its statistics; 0 if the site gave none. `home_gain`, with
+    `home_spread`: by how much it is better than the global model on `num_held_out` images of its own site, in the
+    bundle's `home_unit`; 0 images if the site did not tell (`ExpertInfo`)."""
 
     site: Name
     num_train: Num
@@ -45,6 +48,7 @@ class ExpertNote(_Record, frozen=True, kw_only=True):
     num_cases: Num
     num_held_out: Num = 0
     home_gain: Gain = 0.0
+    home_spread: Spread = 0.0
     weights_sha256: Digest  # as it was shared, before it was rounded to the bundle's form
 
 
@@ -88,9 +92,9 @@ class RoutedInfo(_Record, frozen=True, kw_only=True):
         return sum(expert.num_held_out * expert.home_gain for expert in self.experts) / max(1, self.num_held_out)
 
     @property
-    def no_better_at_home(self) -> bool:
-        """Then nothing speaks for a mixture, and the global model answers alone. Not where no site told."""
-        return self.num_held_out > 0 and self.home_gain <= 0
+    def say(self) -> float:
+        """How much of the say a mixture may have, 0 to 1; the rest is the global model's."""
+        return share_of_the_say(Told(e.num_held_out, e.home_gain, e.home_spread) for e in self.experts)
 
     @property
     def has_gradient(self) -> bool:

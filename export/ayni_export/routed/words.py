@@ -21,7 +21,7 @@ def verdict(info: RoutedInfo, adaptation: Adaptation) -> str:
         if not adaptation.tried:
             if len(info.experts) == 1:
                 return f"{FALL_BACK}: there is no other expert."
-            if info.no_better_at_home and adaptation.num_images:
+            if info.say == 0 and adaptation.num_images:
                 return f"{FALL_BACK}: at their own sites the experts are no better than it."
             return f"{FALL_BACK}: no {info.what} could be used to choose by."
         return f"{FALL_BACK}: a mixture was tried, and the guard refused it."
@@ -55,12 +55,14 @@ def who_spoke(names: Sequence[str], weights: Sequence[float]) -> str:
 
 def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
     """Sentences on how it came to be, each true by itself."""
-    said = []
-    if adaptation.num_images and adaptation.tried:
-        rough = "" if adaptation.num_images >= FEW_IMAGES else f": fewer than {FEW_IMAGES}, so the choice is rough"
-        images = f"{adaptation.num_images} {info.what}{'' if adaptation.num_images == 1 else 's'}"
-        said.append(f"The choice rests on {images}{rough}.")
-    if adaptation.num_in_part and adaptation.tried:
+    at_home = home_words(info)
+    said = [at_home] if at_home else []
+    if not adaptation.tried:
+        return said
+    rough = "" if adaptation.num_images >= FEW_IMAGES else f": fewer than {FEW_IMAGES}, so the choice is rough"
+    images = f"{adaptation.num_images} {info.what}{'' if adaptation.num_images == 1 else 's'}"
+    said.append(f"The choice rests on {images}{rough}.")
+    if adaptation.num_in_part:
         said.append(
             f"{adaptation.num_in_part} of them {'is' if adaptation.num_in_part == 1 else 'are'} larger than what the "
             "network sees at once: the choice rests on the part in the middle. What is answered is all of it."
@@ -73,10 +75,8 @@ def reasons(info: RoutedInfo, adaptation: Adaptation) -> list[str]:
             + ", ".join(f"{site} {far:.2f}" for far, site in near)
             + "."
         )
-    elif len(info.experts) > 1:
+    else:
         said.append(f"No expert's site gave statistics of its training {info.what}s, so nothing points to one of them.")
-    if at_home := home_words(info):
-        said.append(at_home)
     if adaptation.refinement is not None and adaptation.refinement.num_steps:
         steps = adaptation.refinement
         own = f", the last {steps.num_own} of them layer by layer," if steps.num_own and info.has_gradient else ""
@@ -100,10 +100,11 @@ def home_words(info: RoutedInfo) -> str:
     """What the sites' held-out images say of their experts; nothing if no site told."""
     if not info.num_held_out:
         return ""
+    so = f": a mixture of them may have {100 * info.say:.0f} % of the say"
     return (
         f"On {info.num_held_out} held-out {info.what}s of their own sites the experts are "
-        f"{'no ' if info.no_better_at_home else ''}better than the global model: {info.home_gain:+.3f} "
-        f"{info.home_unit} in the mean."
+        f"{'better' if info.say else 'no better'} than the global model ({info.home_gain:+.3f} {info.home_unit} in the "
+        f"mean){so if info.say else ''}."
     )
 
 

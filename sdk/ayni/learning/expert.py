@@ -11,7 +11,7 @@ from ayni.learning.batches import Normaliser
 from ayni.learning.home_gain import home_gain
 from ayni.learning.models import read_weights
 from ayni.learning.networks import load_weights, seeded_network
-from ayni.learning.site_data import load_own_images
+from ayni.learning.site_data import OwnImages, load_own_images
 from ayni.learning.statistics import training_statistics
 from ayni.learning.steps import peak_rss_mb
 from ayni.learning.training import load_global, read_task_of
@@ -20,7 +20,8 @@ from ayni.trained_model import TrainedModel
 
 
 def make_expert(job: MakeExpert) -> Done:
-    """Writes the expert; without statistics if there are too few training images (`MIN_CASES`).
+    """Writes the expert; without statistics if there are too few training images (`MIN_CASES`), and without what it
+    gains at home if there are too few held-out ones, or the data changed since it was trained.
 
     The weights are in half precision, as first weights are, unless all of this task's travel in 32 bits.
     """
@@ -33,9 +34,12 @@ def make_expert(job: MakeExpert) -> Done:
     network = seeded_network(task.small_network, task, task.seed)
     load_weights(network, load_global(job.global_model, job.global_digest, network))
     statistics_2F = training_statistics(network, own.train_NCHW, normalise)
-    num_train, num_held_out = len(own.train_truth), len(own.holdout_truth)
+    num_train = len(own.train_truth)
     personal = seeded_network(task.small_network, task, task.seed)
     load_weights(personal, weights)
+    num_held_out, gain, spread = home_gain(personal, network, own, normalise, task.kind)
+    if not _is_what_was_trained_on(own, model):
+        num_held_out, gain, spread = 0, 0.0, 0.0  # what is held out now may have been trained on
     info = ExpertInfo(
         site=context.site,
         task=task.name,
@@ -47,8 +51,15 @@ def make_expert(job: MakeExpert) -> Done:
         reference_digest=job.global_digest if statistics_2F is not None or num_held_out else "",
         num_cases=num_train if statistics_2F is not None else 0,
         num_held_out=num_held_out,
-        home_gain=round(home_gain(personal, network, own, normalise, task.kind), 4),
+        home_gain=round(gain, 4),
+        home_spread=round(spread, 4),
     )
     expert = Expert(info, weights, None if statistics_2F is None else statistics_2F.numpy())
     write_atomic(Path(job.expert_out), encode_expert(expert, "fp32" if task.traffic.form == "fp32" else "fp16"))
     return Done(num_examples=num_train, peak_rss_mb=peak_rss_mb())
+
+
+def _is_what_was_trained_on(own: OwnImages, model: TrainedModel) -> bool:
+    """As far as the model remembers: the numbers of images of each class."""
+    now = (own.count(truth, model.task.classes) for truth in (own.train_truth, own.holdout_truth))
+    return tuple(now) == (model.num_train_per_class, model.num_holdout_per_class)

@@ -1,7 +1,7 @@
 """Whether a site's own network is better than the global model even at home: on images that the site held out.
 
-Where it is not, nothing speaks for mixing it in elsewhere. What leaves the site is one mean: it tells how good two
-models are, and nothing of what an image shows.
+Where it is not, little speaks for mixing it in elsewhere. What leaves the site is one mean and one deviation, of
+`MIN_CASES` images or more.
 """
 
 from __future__ import annotations
@@ -13,21 +13,27 @@ from ayni.learning.batches import Normaliser
 from ayni.learning.scores import answers, dice_of_each
 from ayni.learning.site_data import OwnImages
 from ayni.task import Kind
+from ayni.tensors.expert import MIN_CASES
 
 
-def home_gain(personal: nn.Module, general: nn.Module, own: OwnImages, normalise: Normaliser, kind: Kind) -> float:
-    """Of the site's held-out images the mean of `personal`'s figure less `general`'s; 0 if it holds none out.
+def home_gain(
+    personal: nn.Module, general: nn.Module, own: OwnImages, normalise: Normaliser, kind: Kind
+) -> tuple[int, float, float]:
+    """Of the site's held-out images: their number, the mean of `personal`'s figure less `general`'s, and its standard
+    deviation (the number below the root); all 0 of fewer than `MIN_CASES`.
 
     The figure is an image's Dice, the mean over structures, or the logarithm (nats) of what its true class was given:
     an area under a curve says nothing of the few images that a clinic can hold out.
     """
-    if not len(own.holdout_truth):
-        return 0.0
+    number = len(own.holdout_truth)
+    if number < MIN_CASES:
+        return 0, 0.0, 0.0
     figures = [
         _figure(answers(network.eval(), own.holdout_MCHW, normalise), own.holdout_truth, kind)
         for network in (personal, general)
     ]
-    return float((figures[0] - figures[1]).mean())
+    gain_M = figures[0] - figures[1]
+    return number, float(gain_M.mean()), float(gain_M.std(correction=0))
 
 
 def _figure(logits: Tensor, truth: Tensor, kind: Kind) -> Tensor:

@@ -18,14 +18,16 @@ from ayni.task import Name
 from ayni.tensors import safe
 from ayni.tensors.safe import Array, Floats
 
-MIN_CASES = 5  # statistics of fewer training images could tell of one patient: none are made
+MIN_CASES = 5  # statistics of fewer training images, or figures on fewer held-out ones, could tell of one patient
 LARGEST_STATISTIC = 1e12  # squares of what `LARGEST_WEIGHT` allows
 Form = Literal["fp32", "fp16"]
 Num = Annotated[int, Meta(ge=0, lt=2**31)]
 PixelMean = Annotated[float, Meta(ge=0, le=1)]
 PixelStd = Annotated[float, Meta(gt=0, le=1)]
 Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
-Gain = Annotated[float, Meta(ge=-1000, le=1000)]
+LARGEST_GAIN = 1000.0
+Gain = Annotated[float, Meta(ge=-LARGEST_GAIN, le=LARGEST_GAIN)]
+Spread = Annotated[float, Meta(ge=0, le=LARGEST_GAIN)]
 
 _WEIGHTS, _STATISTICS = "weights.", "statistics"
 
@@ -37,7 +39,8 @@ class ExpertInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     images. `pixel_mean` and `pixel_std` normalise an image's channels. The statistics are of `num_cases` training
     images (0: none) in the global model whose tensors have the digest `reference_digest`, so that those of all sites
     can be compared. On the `num_held_out` images that its site trained nothing on (0: it told nothing) it is better
-    than that global model by `home_gain`, in the mean: in Dice, or in nats of what it gives to the true class.
+    than that global model by `home_gain`, in the mean: in Dice, or in nats of what it gives to the true class;
+    `home_spread` is the standard deviation between these images.
     """
 
     site: Name
@@ -51,6 +54,7 @@ class ExpertInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_cases: Num = 0
     num_held_out: Num = 0
     home_gain: Gain = 0.0
+    home_spread: Spread = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,13 @@ def _checked(info: ExpertInfo, tensors: dict[str, Array]) -> Expert:
         weights[name] = tensor.astype(np.float32)
     if not weights:
         raise IntegrityError("an expert without weights")
-    if (info.home_gain and not info.num_held_out) or (info.num_held_out and not info.reference_digest):
-        raise IntegrityError("an expert that is better on no image, or than an unknown model")
+    told = (info.home_gain, info.home_spread) != (0, 0)
+    if 0 < info.num_held_out < MIN_CASES or (told and not info.num_held_out):
+        raise IntegrityError(f"an expert that is better on fewer than {MIN_CASES} images")
+    if info.num_held_out and not info.reference_digest:
+        raise IntegrityError("an expert that is better than an unknown model")
+    if not (abs(info.home_gain) <= LARGEST_GAIN and 0 <= info.home_spread <= LARGEST_GAIN):
+        raise IntegrityError(f"an expert with a gain of {info.home_gain} and a spread of {info.home_spread}")
     if len(info.pixel_mean) != len(info.pixel_std):
         raise IntegrityError("an expert whose normalisation has unequal numbers of means and deviations")
     if statistics is None:

@@ -20,6 +20,7 @@ from ayni_coordinator.simulation.experiment import LeaveOut, TaskEntry
 from ayni_coordinator.simulation.jobs import Job, Tell
 from ayni_coordinator.simulation.run import method_named, run_rounds, set_up
 from ayni_coordinator.simulation.unseen.site import Participant, UnseenSite
+from ayni_export.routed.at_home import Told
 
 
 def train_without(job: Job, group: str, plan: LeaveOut, tell: Tell) -> UnseenSite:
@@ -41,8 +42,8 @@ def train_without(job: Job, group: str, plan: LeaveOut, tell: Tell) -> UnseenSit
         tuned = fine_tuned(network, site.own, setup.normalise, setup.task, site.name, plan.steps)
         states.append(_state(tuned))
         looks_2F = training_statistics(network, site.own.train_NCHW, setup.normalise)
-        gain = home_gain(tuned, network, site.own, setup.normalise, setup.task.kind)
-        participants.append(Participant(site.name, site.own, looks_2F, gain))
+        told = Told(*home_gain(tuned, network, site.own, setup.normalise, setup.task.kind))
+        participants.append(Participant(site.name, site.own, looks_2F, told))
     return UnseenSite(
         task=setup.task,
         network=network,

@@ -54,7 +54,7 @@ def routed_refined_answers(site: UnseenSite) -> Tensor:
 
 def _chosen(site: UnseenSite, gradient: Gradient | None, length: int = WORKLIST) -> Tensor:
     dense = site.task.kind == "segmentation"
-    setting = Setting(site.task.classes, dense, no_better_at_home=site.no_better_at_home)
+    setting = Setting(site.task.classes, dense, say=site.say)
     there = [None, *(None if p.statistics_2F is None else p.statistics_2F.numpy() for p in site.participants)]
 
     def ask_with(routing_LE: Floats) -> Ask:

@@ -22,6 +22,7 @@ from ayni.task import Task
 from ayni.tensors.safe import Floats
 from ayni.trained_model import Scores
 from ayni_export.routed.answers import Answering, answering, answers, normalised, with_normalisation
+from ayni_export.routed.at_home import Told, share_of_the_say
 from ayni_export.routed.layers import Layer, layers_of
 from ayni_export.routed.mixing import mixed, stacked
 from ayni_export.routed.start import Places
@@ -34,12 +35,12 @@ BATCH = 32  # images that are answered at once; it changes nothing but memory
 @dataclass(frozen=True)
 class Participant:
     """A site that trained: what it has, and what it lets others know (`statistics_2F`: None below the least number;
-    `home_gain`: of its expert over the global model, on its held-out images)."""
+    `at_home`: how its expert does beside the global model on its held-out images)."""
 
     name: str
     own: OwnImages
     statistics_2F: Tensor | None
-    home_gain: float
+    at_home: Told
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class UnseenSite:
         return len(self.states)
 
     @property
-    def no_better_at_home(self) -> bool:
-        """As the product says of a routed bundle (`RoutedInfo`)."""
-        return sum(len(one.own.holdout_truth) * one.home_gain for one in self.participants) <= 0
+    def say(self) -> float:
+        """How much of it a mixture may have, as of a routed bundle."""
+        return share_of_the_say(one.at_home for one in self.participants)
 
     @cached_property
     def asked(self) -> Answering:
