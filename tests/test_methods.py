@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ayni.errors import UserError
 from ayni.learning.networks import Network, weights_of
 from ayni.tensors import safe
+from ayni.tensors.update import encode_whole
 from ayni_coordinator.simulation.averaging import GlobalModel, norm_names
 from ayni_coordinator.simulation.experiment import known_methods
 from ayni_coordinator.simulation.method import Setup
-from ayni_coordinator.simulation.methods import fedavg, fedkd, fedtgp, fml
+from ayni_coordinator.simulation.methods import ayni_labelled_start_tuned, fedavg, fedkd, fedtgp, fml
 from ayni_coordinator.simulation.prototypes import Prototypes, mean_prototypes, pull, site_prototypes
 from ayni_coordinator.simulation.run import Outcome, chosen_by_holdout, method_named, run_rounds
 from ayni_coordinator.simulation.training import small_network
@@ -53,6 +56,29 @@ def test_every_method_gives_every_site_a_network_and_the_same_bits_again(name: s
         assert (min(travels) > 0) == (name not in SILENT)
     assert digests[0] == digests[2]
     assert digests[1] == digests[3]
+
+
+def test_the_power_by_which_sites_count_is_a_setting_and_only_three_are_known() -> None:
+    """Sites send 1 less than the model, as much, and 2 more: numpy's weighted mean is what each power makes."""
+    setup = small_setup(small_task("classification", form="fp32"), ayni_labelled_start_tuned.METHOD)
+    numbers = [site.num_examples for site in setup.sites]
+    changes = np.array([-1.0, 0.0, 2.0, 2.0])
+    model, broadcast = ayni_labelled_start_tuned.METHOD.open(setup)
+    first = {name: np.asarray(tensor, np.float32) for name, tensor in safe.decode(broadcast.to_all["model"]).items()}
+    messages = {
+        site.name: {"model": encode_whole({name: tensor + change for name, tensor in first.items()}, "fp32")}
+        for site, change in zip(setup.sites, changes.astype(np.float32), strict=True)
+    }
+    for power in (0.0, 0.5, 1.0):
+        told = dataclasses.replace(setup, settings={"power": power})
+        after, _ = ayni_labelled_start_tuned.METHOD.aggregate(told, model, messages, 1)
+        mean = float(np.average(changes, weights=np.array(numbers) ** power))
+        for name, tensor in safe.decode(after.store.read(after.whole)).items():
+            expected = np.asarray(first[name] + mean, np.float64)
+            np.testing.assert_allclose(np.asarray(tensor, np.float64), expected, atol=1e-5)
+    told = dataclasses.replace(setup, settings={"power": 2.0})
+    with pytest.raises(UserError, match=r"the setting power is 2; it must be one of 0, 0\.5, 1"):
+        ayni_labelled_start_tuned.METHOD.aggregate(told, model, messages, 1)
 
 
 @pytest.mark.parametrize("name", sorted(set(known_methods()) - WITHOUT_WEIGHTS))

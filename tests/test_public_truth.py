@@ -26,7 +26,12 @@ from ayni.task import FedHelpSettings, ImageSettings, Kind, Task
 from ayni.tensors import safe
 from ayni.tensors.truth import PublicTruth, TruthInfo, Values, decode_truth, encode_truth
 from ayni_coordinator.public_set import encoded_truth
-from ayni_coordinator.simulation.methods import ayni_labelled_rounds, fedhelp
+from ayni_coordinator.simulation.methods import (
+    ayni_labelled_rounds,
+    ayni_labelled_start_own,
+    ayni_labelled_throughout,
+    fedhelp,
+)
 from small_setups import NUM_PUBLIC, RESNET, SIDE, small_setup, small_task, squares
 
 CLASSES = ("dark", "bright")
@@ -171,3 +176,21 @@ def test_labels_travel_to_clinics_alone_and_are_charged() -> None:
             found = decode_truth(broadcast.to("clinic")["labels"])
             assert found.values.tolist() == [0, 1] * (NUM_PUBLIC // 2)
             assert found.info.image_set == hashlib.sha256(setup.public.artefact).hexdigest()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_before_and_in_the_rounds_teach_the_first_weights_and_travel(kind: Kind) -> None:
+    """`ayni_labelled_throughout` begins as `ayni_labelled_start_own` does, with its budget, and its labels travel."""
+    first = []
+    for method in (ayni_labelled_start_own.METHOD, ayni_labelled_throughout.METHOD):
+        setup = small_setup(small_task(kind), method)
+        _, broadcast = method.open(setup)
+        first.append(broadcast.to_all["model"])
+        travel = method is ayni_labelled_throughout.METHOD
+        assert ("labels" in broadcast.to("clinic")) == travel
+        learner = method.init(setup, setup.sites[0]).learner
+        assert (learner.labels is not None) == travel
+        assert learner.guidance is None
+        batches = learner.num_steps * (2 if travel else 1)  # a private one and a public one, or a private one
+        assert batches == setup.num_rounds * setup.steps_per_round("clinic")
+    assert first[0] == first[1]

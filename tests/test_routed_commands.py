@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -84,6 +85,24 @@ def test_a_routed_bundle_is_fitted_to_what_it_is_asked_and_a_bad_file_stops_noth
     adapted = ayni("adapt", routed_bundle(), *words, "--out", "ours", cwd=tmp_path)
     assert adapted.returncode == 3
     assert "1 of 4 files could not be used" in adapted.stderr
+
+
+def test_where_experts_are_no_better_at_home_the_global_model_answers_and_is_said_to(tmp_path: Path) -> None:
+    made = federation()
+    told = [
+        dataclasses.replace(one, info=msgspec.structs.replace(one.info, num_held_out=6, home_gain=-0.1))
+        for one in made.experts[1:3]
+    ]
+    export_routed(dataclasses.replace(made, experts=(made.experts[0], *told)), tmp_path / "routed")
+    save_worklist(tmp_path, "dark", 2)
+    done = ayni("diagnose", "routed", "dark-0.png", "dark-1.png", "--out", "seen", "--refine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "The global model answers alone: at their own sites the experts are no better" in said(done.stderr)
+    assert "--refine changes nothing: at home the experts are no better" in said(done.stderr)
+    page = said((tmp_path / "seen/report.html").read_text())
+    assert "This was chosen before any image was seen; nobody checked it." in page
+    assert "On 12 held-out images of their own sites the experts are no better than the global model" in page
+    assert "The choice rests on" not in page
 
 
 def test_a_long_worklist_is_refined_layer_by_layer(tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_without_a_yes_nothing_is_sent(shared: Federation) -> None:
 
 def test_a_site_that_agrees_sends_its_personal_model_and_its_statistics(fresh: Federation) -> None:
     told = json.loads(done("site", "share-expert", fresh.folder / "clinic-a", "--yes", "--json"))["shared"]
+    said = " ".join(done("site", "share-expert", fresh.folder / "clinic-a", "--yes").split())
+    better = "better" if told["home_gain"] > 0 else "no better"
+    assert f"on {told['num_held_out']} held-out images it is {better} than the global model" in said
+    assert f"({told['home_gain']:+.3f} in the mean" in said
     data = (fresh.centre / "experts" / "clinic-a.expert").read_bytes()
     assert data == (fresh.folder / "clinic-a" / "shared-expert.safetensors").read_bytes()
     assert (told["sha256"], told["num_bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
