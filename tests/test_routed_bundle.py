@@ -272,6 +272,7 @@ def test_where_experts_are_no_better_at_home_a_worklist_is_answered_by_the_globa
         opened = read_bundle(bundle)
         adaptation = adapted(opened, images, Reading(), refine=True).adaptation
         assert (adaptation.chosen == "global") == (chosen == "global")
+        assert any(far is not None for far in adaptation.distances) == (chosen != "global")  # nothing was compared
         said = [verdict(routed_info(opened), adaptation), *reasons(routed_info(opened), adaptation)]
         assert any("at their own sites the experts are no better" in text for text in said) == (chosen == "global")
         assert any("On 8 held-out images of their own sites" in text for text in said)

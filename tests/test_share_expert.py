@@ -19,6 +19,7 @@ import torch
 from ayni.errors import IntegrityError, UserError
 from ayni.keys import SiteKeys, fingerprint
 from ayni.learning.networks import build_network, load_weights
+from ayni.site.state import SETTINGS_FILE
 from ayni.task import PersonalSettings, Task
 from ayni.tensors import safe
 from ayni.tensors.expert import decode_expert
@@ -216,6 +217,20 @@ def test_its_statistics_are_those_of_its_training_images_in_the_last_global_mode
     assert expert.info.num_held_out == len(truth) == 12
     assert expert.info.home_gain == pytest.approx(gain.mean().item(), abs=1e-4)
     assert expert.info.home_spread == pytest.approx(gain.std(correction=0).item(), abs=1e-4)
+
+
+def test_after_its_data_changed_a_site_says_nothing_of_held_out_images(fresh: Federation) -> None:
+    """Some of what is held out now may have been trained on."""
+    with np.load(fresh.folder / "hospital.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    fewer = fresh.folder / "fewer.npz"
+    np.savez(fewer, **{name: a[:-6] if name.startswith("train_") else a for name, a in arrays.items()})
+    settings = fresh.folder / "hospital" / SETTINGS_FILE
+    told = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**told, "data": str(fewer)}))
+    sent = json.loads(done("site", "share-expert", fresh.folder / "hospital", "--yes", "--json"))["shared"]
+    assert (sent["num_held_out"], sent["home_gain"]) == (0, 0)
+    assert sent["num_cases"] == sent["num_train"] < 48
 
 
 def test_agreeing_twice_sends_nothing_twice(shared: Federation) -> None:

@@ -37,9 +37,9 @@ def make_expert(job: MakeExpert) -> Done:
     num_train = len(own.train_truth)
     personal = seeded_network(task.small_network, task, task.seed)
     load_weights(personal, weights)
-    num_held_out, gain, spread = home_gain(personal, network, own, normalise, task.kind)
-    if not _is_what_was_trained_on(own, model):
-        num_held_out, gain, spread = 0, 0.0, 0.0  # what is held out now may have been trained on
+    num_held_out, gain, spread = 0, 0.0, 0.0
+    if _is_what_was_trained_on(own, model):  # else what is held out now may have been trained on
+        num_held_out, gain, spread = home_gain(personal, network, own, normalise, task.kind)
     info = ExpertInfo(
         site=context.site,
         task=task.name,
